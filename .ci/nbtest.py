@@ -1,0 +1,70 @@
+"""Run every notebook's inline tests, each notebook in a process of its own, `--workers` at a time.
+
+A process each: one notebook's default dtype, seed or monkey patch must not reach the next. Cells flagged `#| slow`
+or `#| cuda` are skipped unless named in `--flags`; `cuda` is added by itself where PyTorch sees a GPU.
+"""
+import argparse, functools, os, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = """
+import sys; from pathlib import Path; from nbdev.config import get_config; from nbdev.test import test_nb
+cfg = get_config(path='.')
+passed, _ = test_nb(Path(sys.argv[1]), skip_flags=cfg.tst_flags.split(), force_flags=sys.argv[2:], basepath=cfg.config_path)
+sys.exit(not passed)
+"""
+
+def notebooks(root, only=()):
+    "The notebooks under nbs/ of the tree at `root`, or those whose path contains one of `only`"
+    found = [p for p in sorted((root/'nbs').rglob('*.ipynb')) if not any(o[0] in '._' for o in p.relative_to(root).parts)]
+    return [p for p in found if not only or any(o in str(p.relative_to(root)) for o in only)]
+
+@functools.lru_cache(maxsize=1)
+def has_gpu():
+    "Whether PyTorch sees a GPU, asked of another process so that this one stays small"
+    code = 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+    return not subprocess.run([sys.executable, '-c', code], stderr=subprocess.DEVNULL).returncode
+
+def run_notebook(path, root, flags, threads, timeout):
+    "Run one notebook; returns its path, whether it passed, the seconds it took and what it printed."
+    env = os.environ | {'PYTHONPATH': str(root), 'IN_TEST': '1', 'MPLBACKEND': 'Agg'}
+    env |= {k: str(threads) for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}
+    start = time.time()
+    try:
+        done = subprocess.run([sys.executable, '-c', RUN, str(path), *flags], cwd=root, env=env, text=True, timeout=timeout,
+                              errors='replace', stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        passed, text = done.returncode == 0, done.stdout
+    except subprocess.TimeoutExpired as e:
+        out = e.stdout.decode(errors='replace') if isinstance(e.stdout, bytes) else e.stdout or ''
+        passed, text = False, f'{out}\nstopped after {timeout} s'
+    return path, passed, time.time() - start, text
+
+def main(root=ROOT, only=(), workers=2, flags=(), timeout=300):
+    "Run the notebooks, report each as it ends, and return 1 if any failed or none was found."
+    nbs = notebooks(root, only)
+    if not nbs: return print('No notebook to test.') or 1
+    flags = [*flags, *(['cuda'] if 'cuda' not in flags and has_gpu() else [])]
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    print(f'Testing {len(nbs)} notebooks, {workers} at a time, {threads} thread(s) each, flags: {" ".join(flags) or "none"}', flush=True)
+    failed, start = [], time.time()
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [pool.submit(run_notebook, p, root, flags, threads, timeout) for p in nbs]
+        for i, job in enumerate(as_completed(jobs), 1):
+            path, passed, seconds, text = job.result()
+            name = path.relative_to(root)
+            print(f'[{i}/{len(nbs)}] {"passed" if passed else "FAILED"} {name} in {seconds:.1f} s', flush=True)
+            if not passed: failed.append(name); print(text, flush=True)
+    print(f'{len(nbs) - len(failed)} of {len(nbs)} notebooks passed in {time.time() - start:.0f} s')
+    if failed: print('Failed:', *failed, sep='\n  ')
+    return int(bool(failed))
+
+if __name__ == '__main__':
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('only', nargs='*', help='run only the notebooks whose path contains one of these')
+    parser.add_argument('--workers', type=int, default=2)
+    parser.add_argument('--flags', default='', help='flags to run that are skipped by default, such as "slow cuda"')
+    parser.add_argument('--timeout', type=float, default=300, help='seconds allowed a notebook')
+    parser.add_argument('--root', type=Path, default=ROOT)
+    args = parser.parse_args()
+    sys.exit(main(args.root.resolve(), args.only, args.workers, args.flags.split(), args.timeout))

@@ -1,0 +1,63 @@
+# `make demo` and `make test` need only Python (3.10 to 3.13) and make: the rest is installed into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+NB ?=
+FLAGS ?=
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+CONSTRAINTS := .ci/constraints.txt
+STAMP := $(VENV)/.installed
+TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-nbs sync-check export clean-nbs readme docs docs-check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(STAMP) ## make the virtual environment and install the package into it, once
+
+# PyTorch goes in first, by its exact pin, so that the dependencies of the rest cannot choose another build of it.
+$(STAMP): settings.ini setup.py $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v[:2] <= (3, 13) else f"Python 3.10 to 3.13 is needed, not {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -c $(CONSTRAINTS) $(TORCH)
+	$(PY) -m pip install -q -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+demo: env ## solve two real problems and leave their pictures in output/
+	@mkdir -p output
+	$(PY) -m flash_sinkhorn_hessian.demo
+
+test: env ## notebooks against modules, the notebooks' own tests, then pytest
+	$(PY) .ci/sync.py --check
+	$(PY) .ci/nbtest.py --workers $(WORKERS) --flags "$(FLAGS)"
+	$(PY) -m pytest tests
+
+test-nbs: env ## the notebooks' tests alone; NB=hvp picks some, FLAGS="slow cuda" adds skipped cells
+	$(PY) .ci/nbtest.py --workers $(WORKERS) --flags "$(FLAGS)" $(NB)
+
+sync-check: env ## fail if exporting or cleaning the notebooks would change anything
+	$(PY) .ci/sync.py --check
+
+export: env ## write the modules, their index, nbdev.yml and sidebar.yml from the notebooks
+	$(PY) .ci/sync.py
+
+clean-nbs: env ## strip notebooks of what only makes noise in a diff
+	$(PY) .ci/sync.py --clean
+
+readme: env ## write README.md from nbs/index.ipynb
+	$(PY) .ci/readme.py
+
+docs: env ## build the site into _docs, with Quarto
+	$(PY) .ci/site.py
+
+docs-check: env ## check the pages' links, anchors, images and formulas; Quarto is not needed
+	$(PY) .ci/docs_check.py
+
+clean: ## remove what was built, but not the environment
+	rm -rf _docs _proc build dist output *.egg-info .pytest_cache .hypothesis
+	find nbs flash_sinkhorn_hessian tests .ci -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,14 @@
+"""Options and fixtures shared by the tests."""
+import pytest
+
+def pytest_addoption(parser):
+    parser.addoption('--slow', action='store_true', help='run the tests marked slow, too')
+
+def pytest_collection_modifyitems(config, items):
+    marked = {m: [o for o in items if o.get_closest_marker(m)] for m in ('slow', 'cuda')}
+    if not config.getoption('--slow'):
+        for o in marked['slow']: o.add_marker(pytest.mark.skip(reason='slow: run with --slow'))
+    if marked['cuda']:
+        import torch
+        if not torch.cuda.is_available():
+            for o in marked['cuda']: o.add_marker(pytest.mark.skip(reason='needs a GPU'))
