@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SWAP', 'SolveInfo', 'cg', 'ConjugateGradients', 'mirror', 'right_hand_side', 'apply_points', 'apply_weights', 'hvp']
 
-# %% ../nbs/06_hvp.ipynb #cf4a2377
+# %% ../nbs/06_hvp.ipynb #7904139d
 import math
 import warnings
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from .dual_energy import *
 from .gradient import *
 from .implicit_diff import *
 
-# %% ../nbs/06_hvp.ipynb #378272e4
+# %% ../nbs/06_hvp.ipynb #3d34f5d2
 @dataclass
 class SolveInfo:
     "How a linear solve ended."
@@ -49,7 +49,7 @@ def cg(
     rel = (best/b2.clamp_min(torch.finfo(b.dtype).tiny)).max().item()**.5 if b.numel() else 0.
     return best_x, SolveInfo(it, rel, rel <= tol, "cg")
 
-# %% ../nbs/06_hvp.ipynb #4177ee66
+# %% ../nbs/06_hvp.ipynb #a2021a37
 class ConjugateGradients:
     "Solver of the scaled system by conjugate gradients on the smaller Schur complement."
     def __init__(self,
@@ -76,7 +76,7 @@ class ConjugateGradients:
         t, self.info = cg(A, rhs, self.tol, self.max_iter)
         return w - s.N(t), t
 
-# %% ../nbs/06_hvp.ipynb #27148102
+# %% ../nbs/06_hvp.ipynb #748c2da4
 SWAP = {"x": "y", "y": "x", "a": "b", "b": "a"}
 
 def mirror(v:dict) -> dict:
@@ -100,7 +100,7 @@ def right_hand_side(
     if "b" in v: w = w - p.eps * p.geom.apply(m.u, m.v, v["b"].mT)
     return w if isinstance(w, Tensor) else torch.zeros(*p.a.shape, k, dtype=p.a.dtype, device=p.a.device)
 
-# %% ../nbs/06_hvp.ipynb #b14fcc3d
+# %% ../nbs/06_hvp.ipynb #a2803f32
 def apply_points(
     m:Moments, v:dict, # direction
     z:Tensor, zT:Tensor, # (..., k, n), (..., k, m) response of the potentials
@@ -114,13 +114,14 @@ def apply_points(
     if "y" in v: 
         A, B = A + [(2*x)[..., None, :, :]], B + [v["y"]]
         beta = beta - 2*torch.einsum("...md,...kmd->...km", m.T.barycentre, v["y"])
-    if A: out = p.geom.weighted(m.u + p.log_a, m.v + p.log_b, _cat(A), _cat(B), alpha, beta, ones)
-    else: out = _stack(p.geom.apply(m.u + p.log_a, m.v + p.log_b, _columns(beta[..., None]*ones[..., None, :, :])), k)
+    if A: out = p.geom.weighted(m.u, m.v + p.log_b, _cat(A), _cat(B), alpha, beta, ones)
+    else: out = _stack(p.geom.apply(m.u, m.v + p.log_b, _columns(beta[..., None]*ones[..., None, :, :])), k)
     off = lambda t: t[..., :-1] - T[..., None, :, :]*t[..., -1:]           # sum_j P_ij (y_j - T_i) s_ij
     out = -2/p.eps * off(out)
-    if "x" in v: out = out + 2*m.marginal[..., None, :, None]*v["x"]
-    if "y" in v: out = out - 2*_stack(p.geom.apply(m.u + p.log_a, m.v + p.log_b, _columns(v["y"])), k)
-    if "b" in v: out = out - 2*off(_stack(p.geom.apply(m.u + p.log_a, m.v, _columns(v["b"][..., None]*ones[..., None, :, :])), k))
+    if "x" in v: out = out + 2*m.density[..., None, :, None]*v["x"]
+    if "y" in v: out = out - 2*_stack(p.geom.apply(m.u, m.v + p.log_b, _columns(v["y"])), k)
+    if "b" in v: out = out - 2*off(_stack(p.geom.apply(m.u, m.v, _columns(v["b"][..., None]*ones[..., None, :, :])), k))
+    out = p.a[..., None, :, None] * out                                     # all of it per unit of weight so far
     rdot = m.density[..., None, :]*v["a"] if "a" in v else 0.
     if p.tau: rdot = rdot - m.marginal[..., None, :]/p.rho_x*_fdot(m, v, z)
     return out + rdot[..., None]*m.pull[..., None, :, :] if isinstance(rdot, Tensor) else out
@@ -140,7 +141,7 @@ def apply_weights(
     if "b" in v: out = out + m.p.eps*v["b"].sum(-1, keepdim=True)
     return centred(out) if m.p.balanced else out
 
-# %% ../nbs/06_hvp.ipynb #0fb795db
+# %% ../nbs/06_hvp.ipynb #826251fc
 def hvp(
     m:Moments,     # marginals at converged potentials
     v:dict,        # direction: x (..., k, n, d), y (..., k, m, d), a (..., k, n), b (..., k, m)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SemiDual', 'sinkhorn_direction', 'newton_direction', 'newton_step', 'DualInfo', 'solve_dual']
 
-# %% ../nbs/07_newton.ipynb #e9be51a4
+# %% ../nbs/07_newton.ipynb #eaf9f8dc
 import math
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from .gradient import *
 from .implicit_diff import *
 from .hvp import *
 
-# %% ../nbs/07_newton.ipynb #4cf78c96
+# %% ../nbs/07_newton.ipynb #8f74aa31
 class SemiDual:
     "A state of the semi-dual: g, the exact f(g), and how far the second marginal is off."
     def __init__(self, p:Problem, g:Tensor, f:Tensor): # problem; potential; a guess of f(g)
@@ -41,7 +41,7 @@ def sinkhorn_direction(s:SemiDual) -> Tensor: # (..., m)
     "The step of plain Sinkhorn, from the residual already at hand."
     return s.p.T.damping * s.p.eps * s.res
 
-# %% ../nbs/07_newton.ipynb #aa2cc5b7
+# %% ../nbs/07_newton.ipynb #f2b06654
 def newton_direction(
     s:SemiDual,
     tol:float=0., # marginal error that the caller is after
@@ -57,7 +57,7 @@ def newton_direction(
         t, info = cg(lambda t: sys.T.project(t - sys.T.N(sys.N(t))), sys.T.project(rhs), eta, max_cg); n = info.n_iter
     return torch.where(s.p.b > 0, (t / sys.T.root)[..., 0], sinkhorn_direction(s)), n
 
-# %% ../nbs/07_newton.ipynb #da2b5438
+# %% ../nbs/07_newton.ipynb #cafaf6ee
 def newton_step(
     s:SemiDual,
     tol:float=0., dense:bool=False, # see `newton_direction`
@@ -75,7 +75,7 @@ def newton_step(
         h = torch.where(ok, h, h/2)
     return SemiDual(s.p, s.g + torch.where(ok[..., None], h[..., None]*dg, sinkhorn_direction(s)), s.f), n + 1
 
-# %% ../nbs/07_newton.ipynb #fed1282f
+# %% ../nbs/07_newton.ipynb #55897a43
 @dataclass
 class DualInfo:
     "How the dual solve ended."
@@ -114,7 +114,7 @@ def _newton_phase(p, f, g, tol, max_iter, info, watch, dense):
         if s.err.max() > tol: s = SemiDual(p, s.g + sinkhorn_direction(s), s.f); info.n_iter += 1
     return s.f, s.g, s.err.max().item()
 
-# %% ../nbs/07_newton.ipynb #6739acf0
+# %% ../nbs/07_newton.ipynb #133649a3
 def solve_dual(
     p:Problem,
     tol:float=1e-9,      # bound on the L1 marginal error
