@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ConvergenceWarning', 'check_cloud', 'check_weights', 'check_positive', 'check_reach', 'Inputs', 'validate',
-           'one_against_many', 'two_gaussians', 'translated', 'random_problem']
+           'one_against_many', 'translated', 'random_problem', 'two_gaussians']
 
-# %% ../nbs/00_core.ipynb #cfe5f317
+# %% ../nbs/00_core.ipynb #afa25a02
 import math
 from dataclasses import dataclass
 from numbers import Real
@@ -14,28 +14,33 @@ from numbers import Real
 import torch
 from torch import Tensor
 
-# %% ../nbs/00_core.ipynb #893966e7
+# %% ../nbs/00_core.ipynb #faa5e631
 class ConvergenceWarning(UserWarning):
     "An iteration stopped before it reached the accuracy that was asked for."
 
-# %% ../nbs/00_core.ipynb #e2d24166
+# %% ../nbs/00_core.ipynb #0a1ef46b
 def _is(t) -> str:
-    "How an error message describes what it was given."
-    return f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" if isinstance(t, Tensor) else f"{type(t).__name__} {t!r:.60}"
+    "How an error message describes what it was given: shape and dtype of a tensor, type and value of anything else."
+    if isinstance(t, Tensor): return f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+    return f"{type(t).__name__} {t!r:.60}"
 
+# %% ../nbs/00_core.ipynb #b8bd509a
 def check_cloud(
     name:str, # argument name, for the message
     x,        # what the user passed
 ) -> Tensor:  # the same tensor, detached
-    "Check one cloud: a finite floating-point tensor of shape `(n, d)` or `(B, n, d)` with at least one point."
+    """Check one cloud: a finite floating-point tensor of shape `(n, d)` or `(B, n, d)` with at least one point.
+
+    Raises `TypeError` for anything but a floating-point tensor and `ValueError` for a wrong rank, an empty cloud, NaN or inf."""
     if not isinstance(x, Tensor): raise TypeError(f"{name} must be a torch.Tensor of shape (n, d); got {_is(x)}")
-    if not x.is_floating_point(): raise TypeError(f"{name} must have a floating-point dtype; got {_is(x)}: use {name}.float() or {name}.double()")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must have a floating-point dtype; got {_is(x)}: use {name}.float() or {name}.double()")
     if x.ndim not in (2, 3): raise ValueError(f"{name} must have shape (n, d) or (B, n, d); got {_is(x)}")
     if 0 in x.shape: raise ValueError(f"{name} must hold at least one point of at least one coordinate; got {_is(x)}")
     if not torch.isfinite(x).all(): raise ValueError(f"{name} must be finite; got {_is(x)} with NaN or inf in it")
     return x.detach()
 
-# %% ../nbs/00_core.ipynb #1784ad9a
+# %% ../nbs/00_core.ipynb #495f4391
 def check_weights(
     name:str,          # argument name, for the message
     a,                 # weights of shape (n,) or (B, n), or None for uniform ones
@@ -43,7 +48,9 @@ def check_weights(
     cloud:str,         # name of those points
     total_one:bool,    # must they sum to one?
 ) -> Tensor:           # weights in float64, of shape x.shape[:-1]; sum exactly one where they must
-    "Check one weight vector: finite, non-negative, not all zero, one weight a point."
+    """Check one weight vector: finite, non-negative, not all zero, one weight a point.
+
+    Raises `TypeError` for another type or dtype than the cloud's, `ValueError` for anything wrong with the numbers."""
     shape = x.shape[:-1]
     if a is None: return torch.full(shape, 1/shape[-1], dtype=torch.float64, device=x.device)
     if not isinstance(a, Tensor): raise TypeError(f"{name} must be a torch.Tensor of shape {tuple(shape)} or None; got {_is(a)}")
@@ -59,35 +66,45 @@ def check_weights(
     if not total_one: return a
     slack = max(1e-6, 16 * torch.finfo(x.dtype).eps * max(8, shape[-1]**.5))
     if ((s - 1).abs() > slack).any():
-        raise ValueError(f"{name} must sum to 1 when both marginals are hard; it sums to {s.flatten()[0].item():.6g} (normalise it, or relax a marginal with reach=)")
+        raise ValueError(f"{name} must sum to 1 when both marginals are hard; it sums to {s.flatten()[(s - 1).abs().argmax()].item():.6g} "
+                         "(normalise it, or relax a marginal with reach=)")
     return a / s
 
-# %% ../nbs/00_core.ipynb #4d86d812
+# %% ../nbs/00_core.ipynb #3bfff2cc
 def check_positive(
     name:str,           # argument name, for the message
     value,              # a number (or a tensor holding one)
     infinite_ok:bool=False, # is inf legal?
 ) -> float:
-    "Check one positive scalar."
+    "Check one positive scalar; raises `TypeError` if it is no number, `ValueError` if it is not positive (or not finite)."
     if isinstance(value, Tensor) and value.numel() == 1: value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real): raise TypeError(f"{name} must be a positive number; got {_is(value)}")
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a positive number; got {_is(value)}")
     value = float(value)
-    if not value > 0 or (math.isinf(value) and not infinite_ok): raise ValueError(f"{name} must be positive{'' if infinite_ok else ' and finite'}; got {value}")
+    if not value > 0 or (math.isinf(value) and not infinite_ok):
+        raise ValueError(f"{name} must be positive{'' if infinite_ok else ' and finite'}; got {value}")
     return value
 
+# %% ../nbs/00_core.ipynb #ff0c789a
 def check_reach(
     reach=None,   # both marginals' reach, or None for hard ones
     reach_x=None, # the source marginal's own
     reach_y=None, # the target marginal's own
 ) -> tuple:       # penalties (rho_x, rho_y) = reach squared, inf for a hard marginal
-    "Turn the three reach arguments into the two penalties."
+    "Turn the three reach arguments into the two penalties; raises `ValueError` if both kinds are given."
     if reach is not None and (reach_x is not None or reach_y is not None):
-        raise ValueError(f"reach sets both marginals: give either reach or reach_x and reach_y; got reach={reach}, reach_x={reach_x}, reach_y={reach_y}")
+        raise ValueError("reach sets both marginals: give either reach or reach_x and reach_y; "
+                         f"got reach={reach}, reach_x={reach_x}, reach_y={reach_y}")
     if reach is not None: reach_x = reach_y = check_positive("reach", reach, True)
-    rho = lambda name, r: math.inf if r is None else check_positive(name, r, True)**2
-    return rho("reach_x", reach_x), rho("reach_y", reach_y)
+    def rho(name, r):
+        if r is None: return math.inf
+        r = check_positive(name, r, True)
+        if not (r*r > 0 and (math.isinf(r) or math.isfinite(r*r))):
+            raise ValueError(f"{name} must have a square that float64 can hold; got {r}")
+        return r*r
+    return rho("reach_x" if reach is None else "reach", reach_x), rho("reach_y" if reach is None else "reach", reach_y)
 
-# %% ../nbs/00_core.ipynb #ede2e32b
+# %% ../nbs/00_core.ipynb #a2489401
 @dataclass(frozen=True)
 class Inputs:
     "Validated inputs, in the full-cost convention; results are to be multiplied by `scale`."
@@ -103,6 +120,7 @@ class Inputs:
     @property
     def balanced(self) -> bool: return math.isinf(self.rho_x) and math.isinf(self.rho_y)
 
+# %% ../nbs/00_core.ipynb #2588ee7b
 def validate(
     x, # (n, d) or (B, n, d) source points
     y, # (m, d) or (B, m, d) target points
@@ -116,8 +134,9 @@ def validate(
     x, y = check_cloud("x", x), check_cloud("y", y)
     if x.dtype != y.dtype: raise TypeError(f"x and y must have one dtype; got {x.dtype} and {y.dtype}")
     if x.device != y.device: raise ValueError(f"x and y must be on one device; got {x.device} and {y.device}")
-    if x.shape[-1] != y.shape[-1]: raise ValueError(f"x and y must have points of the same dimension d; got x {tuple(x.shape)} and y {tuple(y.shape)}")
-    if x.shape[:-2] != y.shape[:-2]: raise ValueError(f"x and y must have the same batch axis; got x {tuple(x.shape)} and y {tuple(y.shape)}")
+    got = f"got x {tuple(x.shape)} and y {tuple(y.shape)}"
+    if x.shape[-1] != y.shape[-1]: raise ValueError(f"x and y must have points of the same dimension d; {got}")
+    if x.shape[:-2] != y.shape[:-2]: raise ValueError(f"x and y must have the same batch axis; {got}")
     if not isinstance(half_cost, bool): raise TypeError(f"half_cost must be True or False; got {_is(half_cost)}")
     rho_x, rho_y = check_reach(reach, reach_x, reach_y)
     hard = math.isinf(rho_x) and math.isinf(rho_y)
@@ -125,47 +144,32 @@ def validate(
     return Inputs(x, y, check_weights("a", a, x, "x", hard), check_weights("b", b, y, "y", hard),
                   s*check_positive("eps", eps), s*rho_x, s*rho_y, 1/s)
 
-# %% ../nbs/00_core.ipynb #a42084e9
+# %% ../nbs/00_core.ipynb #fad8c768
 def one_against_many(
     m:int=7, # points in the target cloud
     d:int=3, # dimension
     seed:int=0,
 ) -> dict:   # x, y, a, b, value, grad (1, d), hess (1, d, 1, d)
-    "One point against a weighted cloud: the plan is forced."
+    "One point against a weighted cloud: the plan is forced, the value is `sum_j b_j |x - y_j|^2`."
     g = torch.Generator().manual_seed(seed)
     x, y = torch.rand(1, d, generator=g, dtype=torch.float64), torch.rand(m, d, generator=g, dtype=torch.float64)
     b = torch.rand(m, generator=g, dtype=torch.float64) + .1; b /= b.sum()
     return dict(x=x, y=y, a=torch.ones(1, dtype=torch.float64), b=b, value=(b * ((x - y)**2).sum(1)).sum(),
                 grad=2*(x - b @ y), hess=2*torch.eye(d, dtype=torch.float64).reshape(1, d, 1, d))
 
-# %% ../nbs/00_core.ipynb #4dbe1269
-def two_gaussians(
-    eps:float=.5, # regularisation
-    n:int=120,    # grid points of the source
-    m:int=140,    # grid points of the target
-    mean:float=.7, std:tuple=(1., .6), # the second mean (the first is zero) and both standard deviations
-) -> dict:        # x, y, a, b, value
-    "Two one-dimensional Gaussians on fine grids, with the closed-form entropic cost between them."
-    s, t = std
-    x = torch.linspace(-9*s, 9*s, n, dtype=torch.float64); y = torch.linspace(-9*t, 9*t, m, dtype=torch.float64)
-    a, b = torch.softmax(-x**2/(2*s*s), 0), torch.softmax(-y**2/(2*t*t), 0)
-    c = (math.sqrt(4*s*s*t*t + eps*eps/4) - eps/2) / 2
-    value = mean**2 + s*s + t*t - 2*c - eps/2 * math.log(1 - (c/(s*t))**2)
-    return dict(x=x[:, None], y=y[:, None] + mean, a=a, b=b, value=torch.tensor(value, dtype=torch.float64))
-
-# %% ../nbs/00_core.ipynb #4ec5ec20
+# %% ../nbs/00_core.ipynb #8a250faa
 def translated(
     t=(.3, -.2), # the translation, d numbers; zeros give identical clouds
     n:int=20,    # points
     seed:int=0,
 ) -> dict:       # x, y, a, b and the value of the divergence |t|^2
-    "A random weighted cloud and its translate: the debiased divergence is |t|^2."
+    "A random weighted cloud and its translate: the debiased divergence is |t|^2, at any eps."
     g = torch.Generator().manual_seed(seed); t = torch.tensor(t, dtype=torch.float64)
     y = torch.rand(n, len(t), generator=g, dtype=torch.float64)
     a = torch.rand(n, generator=g, dtype=torch.float64) + .1; a /= a.sum()
     return dict(x=y + t, y=y, a=a, b=a.clone(), value=(t*t).sum())
 
-# %% ../nbs/00_core.ipynb #a5125e2a
+# %% ../nbs/00_core.ipynb #a129b728
 def random_problem(
     n:int=37, m:int=53, d:int=3, # sizes
     seed:int=0,
@@ -174,10 +178,25 @@ def random_problem(
     shift:float=.1,     # how far the second cloud is moved along every axis
     batch:int=None,     # a leading batch axis of this length
 ) -> dict:              # x, y, a, b
-    "Two clouds in the unit cube, with uneven weights."
+    "Two clouds in the unit cube, with uneven weights: x (n, d), y (m, d), a (n,), b (m,), with a batch axis if asked for."
     g = torch.Generator().manual_seed(seed); B = () if batch is None else (batch,)
     u = lambda *s: torch.rand(*B, *s, generator=g, dtype=torch.float64)
     x, y, a, b = u(n, d), u(m, d) + shift, u(n) + .1, u(m) + .1
     if uniform: a, b = torch.ones_like(a), torch.ones_like(b)
     a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
     return {k: v.to(dtype) for k, v in dict(x=x, y=y, a=a, b=b).items()}
+
+# %% ../nbs/00_core.ipynb #612608f4
+def two_gaussians(
+    eps:float=.5, # regularisation
+    n:int=120,    # grid points of the source
+    m:int=140,    # grid points of the target
+    mean:float=.7, std:tuple=(1., .6), # the second mean (the first is zero) and both standard deviations
+) -> dict:        # x (n, 1), y (m, 1), a, b, value
+    "Two one-dimensional Gaussians on fine grids, with the closed-form entropic cost (Janati et al. 2020) between them."
+    s, t = std
+    x = torch.linspace(-9*s, 9*s, n, dtype=torch.float64); y = torch.linspace(-9*t, 9*t, m, dtype=torch.float64)
+    a, b = torch.softmax(-x**2/(2*s*s), 0), torch.softmax(-y**2/(2*t*t), 0)
+    c = (math.sqrt(4*s*s*t*t + eps*eps/4) - eps/2) / 2
+    value = mean**2 + s*s + t*t - 2*c - eps/2 * math.log(1 - (c/(s*t))**2)
+    return dict(x=x[:, None], y=y[:, None] + mean, a=a, b=b, value=torch.tensor(value, dtype=torch.float64))

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['SIDES', 'DenseHessian', 'own_part', 'cross_part', 'hessian_block']
 
-# %% ../nbs/05_hessian.ipynb #d60b0d81
-import math
+# %% ../nbs/05_hessian.ipynb #7b082fca
 from functools import cached_property
 
 import torch
@@ -17,15 +16,22 @@ from .dual_energy import *
 from .gradient import *
 from .implicit_diff import *
 
-# %% ../nbs/05_hessian.ipynb #648cabc2
+# %% ../nbs/05_hessian.ipynb #d133f6c7
+def _block_diagonal(t:Tensor): # (..., n, d) -> (..., n, n, d), nonzero where the two n agree
+    return torch.eye(t.shape[-2], dtype=t.dtype, device=t.device)[..., None] * t[..., None, :, :]
+
 class DenseHessian:
-    "All second derivatives at one pair of potentials as dense blocks; `T` sees the clouds exchanged."
-    def __init__(self, m:Moments, solver=None): # marginals at the potentials; solver of the scaled system
+    "All second derivatives at one pair of potentials as dense blocks; `T` sees the clouds exchanged. Memory n m d."
+    def __init__(self,
+        m:Moments,   # marginals at converged potentials
+        solver=None, # maps scaled right-hand sides to scaled solutions; default: a factorisation of the Schur complement
+    ):
         self.m, self.p, self.system = m, m.p, ScaledSystem(m)
         self._solver = solver
 
     @cached_property
     def T(self):
+        "The same, seen from the transposed problem; it shares the solver."
         t = DenseHessian(self.m.T, lambda w, z: self.solver(z, w)[::-1])
         t.system = self.system.T; t.__dict__["T"] = self
         return t
@@ -33,34 +39,33 @@ class DenseHessian:
     def solver(self): return self._solver or factorise(self.system)
     @cached_property
     def kernel(self):
-        "(..., n, m) the plan over its weights, P_ij / (a_i b_j)"
+        "(..., n, m) the plan over its weights, `P_ij / (a_i b_j)`"
         return self.p.geom.plan(self.m.u, self.m.v)
     @cached_property
     def spread(self):
-        "(..., n, m, d) deviations y_j - T_i of the targets from the barycentre of the row"
+        "(..., n, m, d) deviations `y_j - T_i` of the targets from the barycentre of the row"
         return self.p.geom.y.double()[..., None, :, :] - self.m.barycentre[..., :, None, :]
 
     def load(self, kind:str): # "points" or "weights" of the first cloud
-        "Right-hand sides of the scaled system for every unit variation: (..., n, D) and (..., m, D)."
-        n, k = self.p.a.shape[-1], self.system.T.scale                 # k: (..., m, 1)
-        if kind == "weights": return torch.zeros_like(self.p.a)[..., None].expand(*self.p.a.shape, n), -self.p.eps * k * self.kernel.mT
-        own = -self.p.tau * (self.system.scale[..., 0] * self.m.density)[..., None] * self.m.pull
-        moved = (self.p.a[..., None] * self.kernel)[..., None] * self.spread                       # (..., n, m, d)
+        "Right-hand sides of the scaled system for every unit variation: (..., n, D) and (..., m, D), D = n d or n."
+        p, k = self.p, self.system.T.scale                                                        # k: (..., m, 1)
+        if kind == "weights":
+            own = torch.zeros_like(p.a)[..., None].expand(*p.a.shape, p.a.shape[-1])
+            return own, -p.eps * k * self.kernel.mT
+        own = -p.tau * (self.system.scale[..., 0] * self.m.density)[..., None] * self.m.pull
+        moved = (p.a[..., None] * self.kernel)[..., None] * self.spread                            # (..., n, m, d)
         return _block_diagonal(own).flatten(-2), -2 * k * moved.transpose(-3, -2).flatten(-2)
 
-def _block_diagonal(t:Tensor): # (..., n, d) -> (..., n, n, d), nonzero where the two n agree
-    return torch.eye(t.shape[-2], dtype=t.dtype, device=t.device)[..., None] * t[..., None, :, :]
-
-# %% ../nbs/05_hessian.ipynb #cc8d0eab
+# %% ../nbs/05_hessian.ipynb #1b8d79be
 def own_part(
-    h:DenseHessian, ku:str, kv:str, # "points" or "weights", both of the first cloud
-) -> Tensor: # (..., D_u, D_v)
+    h:DenseHessian,
+    ku:str, kv:str, # "points" or "weights", both of the first cloud
+) -> Tensor: # (..., D_u, D_v) with D = n d for points, n for weights
     "Explicit part of a block within the first cloud."
     m, p = h.m, h.p
     if ku == kv == "weights": return torch.zeros(*p.a.shape, p.a.shape[-1], dtype=p.a.dtype, device=p.a.device)
     if ku == "weights": return own_part(h, kv, ku).mT
-    if kv == "weights":                                                             # (n, d, n)
-        return _block_diagonal(m.density[..., None] * m.pull).transpose(-1, -2).flatten(-3, -2)
+    if kv == "weights": return _block_diagonal(m.density[..., None] * m.pull).transpose(-1, -2).flatten(-3, -2)   # (n, d, n)
     P = p.a[..., :, None] * h.kernel * p.b[..., None, :]
     cov = torch.einsum("...ij,...ijk,...ijl->...ikl", P, h.spread, h.spread)
     I = torch.eye(m.pull.shape[-1], dtype=cov.dtype, device=cov.device)
@@ -69,8 +74,10 @@ def own_part(
     eye = torch.eye(E.shape[-3], dtype=E.dtype, device=E.device)
     return torch.einsum("...ikl,ij->...ikjl", E, eye).flatten(-4, -3).flatten(-2)
 
+# %% ../nbs/05_hessian.ipynb #a9ca0039
 def cross_part(
-    h:DenseHessian, ku:str, kv:str, # "points" or "weights" of the first cloud, and of the second
+    h:DenseHessian,
+    ku:str, kv:str, # "points" or "weights" of the first cloud, and of the second
 ) -> Tensor: # (..., D_u, D_v)
     "Explicit part of a block between the clouds."
     p = h.p
@@ -84,27 +91,23 @@ def cross_part(
     E = -2*torch.einsum("...ij,kl->...ikjl", P, I) - 4/p.eps*torch.einsum("...ij,...ijk,...ijl->...ikjl", P, h.spread, other)
     return E.flatten(-4, -3).flatten(-2)
 
-# %% ../nbs/05_hessian.ipynb #6329b7dc
+# %% ../nbs/05_hessian.ipynb #56c2e80b
 SIDES = {"x": (0, "points"), "a": (0, "weights"), "y": (1, "points"), "b": (1, "weights")}
 
 def hessian_block(
-    h:DenseHessian, u:str, v:str, # names among x, y, a, b
+    h:DenseHessian,
+    u:str, v:str, # names among x, y, a, b
 ) -> Tensor: # (..., *shape of u, *shape of v), e.g. (n, d, m, d) for ("x", "y")
-    "One block of the Hessian of the cost: derivative in v of the gradient in u."
+    "One block of the Hessian of the cost, `E_uv + W_u^T M^+ W_v / eps`: the derivative in v of the gradient in u."
     (su, ku), (sv, kv) = SIDES[u], SIDES[v]
-    if su == 1: return _unflatten(h.T, *_block(h.T, ku, kv, sv == 1))
-    return _unflatten(h, *_block(h, ku, kv, sv == 0))
-
-def _block(h, ku, kv, same):
-    other = h if same else h.T
-    Wu, Wv = h.load(ku), other.load(kv)
-    if not same: Wv = Wv[::-1]
-    z = h.solver(*Wv)
-    H = (own_part if same else cross_part)(h, ku, kv) + (Wu[0].mT @ z[0] + Wu[1].mT @ z[1])/h.p.eps
+    first, second = (h, h.T)[su], (h, h.T)[sv]
+    part = own_part if su == sv else cross_part
+    Wu, Wv = first.load(ku), second.load(kv)[::1 if su == sv else -1]   # both in the order of u's side
+    z = first.solver(*Wv)
+    H = part(first, ku, kv) + (Wu[0].mT @ z[0] + Wu[1].mT @ z[1])/h.p.eps
     if h.p.balanced and kv == "weights": H = centred(H)
     if h.p.balanced and ku == "weights": H = centred(H.mT).mT
-    return H, ku, kv, other
+    return H.reshape(*H.shape[:-2], *_shape(first, ku), *_shape(second, kv))
 
-def _unflatten(h, H, ku, kv, other):
-    shape = lambda s, k: tuple(s.p.a.shape[-1:]) + (() if k == "weights" else tuple(s.p.geom.x.shape[-1:]))
-    return H.reshape(*H.shape[:-2], *shape(h, ku), *shape(other, kv))
+def _shape(h, kind): # of a variable of the first cloud, without the batch
+    return tuple(h.p.geom.x.shape[-2:] if kind == "points" else h.p.a.shape[-1:])

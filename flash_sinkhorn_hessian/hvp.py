@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['SWAP', 'SolveInfo', 'cg', 'ConjugateGradients', 'mirror', 'right_hand_side', 'apply_points', 'apply_weights', 'hvp']
 
-# %% ../nbs/06_hvp.ipynb #7904139d
-import math
-import warnings
+# %% ../nbs/06_hvp.ipynb #84403f24
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +16,13 @@ from .dual_energy import *
 from .gradient import *
 from .implicit_diff import *
 
-# %% ../nbs/06_hvp.ipynb #3d34f5d2
+# %% ../nbs/06_hvp.ipynb #1a3fa544
 @dataclass
 class SolveInfo:
     "How a linear solve ended."
     n_iter:int       # operator applications
     residual:float   # worst relative residual over the columns
+    size:float       # norm of the largest right-hand side
     converged:bool   # did every column reach the tolerance?
     method:str       # "cg" or "cholesky"
 
@@ -47,11 +46,12 @@ def cg(
         better = rr < best; since = 0 if (rr < .9*best).any() else since + 1
         best, best_x, it = torch.where(better, rr, best), torch.where(better, x, best_x), it + 1
     rel = (best/b2.clamp_min(torch.finfo(b.dtype).tiny)).max().item()**.5 if b.numel() else 0.
-    return best_x, SolveInfo(it, rel, rel <= tol, "cg")
+    if not torch.isfinite(b2).all(): rel = math.nan
+    return best_x, SolveInfo(it, rel, b2.max().item()**.5 if b.numel() else 0., rel <= tol, "cg")
 
-# %% ../nbs/06_hvp.ipynb #a2021a37
+# %% ../nbs/06_hvp.ipynb #3ee41ec9
 class ConjugateGradients:
-    "Solver of the scaled system by conjugate gradients on the smaller Schur complement."
+    "Solver of the scaled system by conjugate gradients on the smaller Schur complement; `info` tells how the last solve ended."
     def __init__(self,
         s:ScaledSystem,
         tol:float=1e-10,    # relative residual
@@ -61,6 +61,7 @@ class ConjugateGradients:
         self.s, self.tol, self.max_iter, self.ridge, self.info = s, tol, max_iter, ridge, None
 
     def __call__(self, w:Tensor, z:Tensor) -> tuple: # scaled right-hand sides (..., n, k), (..., m, k)
+        "Both blocks of the solution, in scaled form. Two passes a step."
         s = self.s
         if s.p.symmetric and w is z:
             x, self.info = cg(lambda t: (1 + self.ridge)*t + s.N(t), w, self.tol, self.max_iter)
@@ -76,22 +77,28 @@ class ConjugateGradients:
         t, self.info = cg(A, rhs, self.tol, self.max_iter)
         return w - s.N(t), t
 
-# %% ../nbs/06_hvp.ipynb #748c2da4
+# %% ../nbs/06_hvp.ipynb #3ef517d1
 SWAP = {"x": "y", "y": "x", "a": "b", "b": "a"}
 
-def mirror(v:dict) -> dict:
+def mirror(
+    v:dict, # direction, by names of variables
+) -> dict:
     "The same direction, seen from the transposed problem."
     return {SWAP[k]: t for k, t in v.items()}
 
 def _columns(t): return t.movedim(-3, -2).flatten(-2)                       # (..., k, n, d) -> (..., n, k*d)
 def _stack(t, k): return t.unflatten(-1, (k, -1)).movedim(-2, -3)           # back
+def _count(v): # directions in the stack
+    name, t = next(iter(v.items()))
+    return t.shape[-2 if name in "ab" else -3]
 
+# %% ../nbs/06_hvp.ipynb #bf115651
 def right_hand_side(
-    m:Moments,
-    v:dict,   # direction: x (..., k, n, d), y (..., k, m, d), a (..., k, n), b (..., k, m)
-) -> Tensor:  # (..., n, k), per unit of weight
+    m:Moments, # marginals at the potentials
+    v:dict,    # direction: x (..., k, n, d), y (..., k, m, d), a (..., k, n), b (..., k, m)
+) -> Tensor:   # (..., n, k), per unit of weight
     "First block of the linear system for the response of the potentials; zero directions cost nothing."
-    p, k, w = m.p, next(iter(v.values())).shape[-2 if next(iter(v)) in "ab" else -3], 0.
+    p, k, w = m.p, _count(v), 0.
     if "x" in v and p.tau: w = w - p.tau * m.density[..., None] * torch.einsum("...nd,...knd->...nk", m.pull, v["x"])
     if "y" in v:
         V = torch.cat([v["y"], torch.einsum("...md,...kmd->...km", m.T.barycentre, v["y"])[..., None]], -1)
@@ -100,31 +107,38 @@ def right_hand_side(
     if "b" in v: w = w - p.eps * p.geom.apply(m.u, m.v, v["b"].mT)
     return w if isinstance(w, Tensor) else torch.zeros(*p.a.shape, k, dtype=p.a.dtype, device=p.a.device)
 
-# %% ../nbs/06_hvp.ipynb #a2803f32
+# %% ../nbs/06_hvp.ipynb #c6232a70
 def apply_points(
-    m:Moments, v:dict, # direction
+    m:Moments, v:dict,   # marginals, and direction as in `right_hand_side`
     z:Tensor, zT:Tensor, # (..., k, n), (..., k, m) response of the potentials
 ) -> Tensor: # (..., k, n, d)
     "Derivative along v of the gradient in the first cloud."
-    p, k = m.p, z.shape[-2]
-    x, y, T = p.geom.x.double(), p.geom.y.double(), m.barycentre
+    p, k, T = m.p, z.shape[-2], m.barycentre
+    y = p.geom.y.double()
     ones = torch.cat([y, torch.ones_like(y[..., :1])], -1)
-    A, B, alpha, beta = [], [], torch.zeros_like(z), zT
-    if "x" in v: A, B, alpha = [2*v["x"]], [y[..., None, :, :]], -2*torch.einsum("...nd,...knd->...kn", T, v["x"])
-    if "y" in v: 
-        A, B = A + [(2*x)[..., None, :, :]], B + [v["y"]]
-        beta = beta - 2*torch.einsum("...md,...kmd->...km", m.T.barycentre, v["y"])
+    times = lambda V, log_w: _stack(p.geom.apply(m.u, m.v + log_w, _columns(V)), k)
+    off = lambda t: t[..., :-1] - T[..., None, :, :]*t[..., -1:]            # sum_j P_ij (y_j - T_i) s_ij
+    A, B, alpha, beta = _score(m, v, z, zT)
     if A: out = p.geom.weighted(m.u, m.v + p.log_b, _cat(A), _cat(B), alpha, beta, ones)
-    else: out = _stack(p.geom.apply(m.u, m.v + p.log_b, _columns(beta[..., None]*ones[..., None, :, :])), k)
-    off = lambda t: t[..., :-1] - T[..., None, :, :]*t[..., -1:]           # sum_j P_ij (y_j - T_i) s_ij
+    else: out = times(beta[..., None]*ones[..., None, :, :], p.log_b)
     out = -2/p.eps * off(out)
     if "x" in v: out = out + 2*m.density[..., None, :, None]*v["x"]
-    if "y" in v: out = out - 2*_stack(p.geom.apply(m.u, m.v + p.log_b, _columns(v["y"])), k)
-    if "b" in v: out = out - 2*off(_stack(p.geom.apply(m.u, m.v, _columns(v["b"][..., None]*ones[..., None, :, :])), k))
+    if "y" in v: out = out - 2*times(v["y"], p.log_b)
+    if "b" in v: out = out - 2*off(times(v["b"][..., None]*ones[..., None, :, :], 0.))
     out = p.a[..., None, :, None] * out                                     # all of it per unit of weight so far
     rdot = m.density[..., None, :]*v["a"] if "a" in v else 0.
     if p.tau: rdot = rdot - m.marginal[..., None, :]/p.rho_x*_fdot(m, v, z)
     return out + rdot[..., None]*m.pull[..., None, :, :] if isinstance(rdot, Tensor) else out
+
+def _score(m, v, z, zT): # s_ij as features of both sides and two biases
+    A, B, alpha, beta = [], [], torch.zeros_like(z), zT
+    if "x" in v:
+        A, B = [2*v["x"]], [m.p.geom.y.double()[..., None, :, :]]
+        alpha = -2*torch.einsum("...nd,...knd->...kn", m.barycentre, v["x"])
+    if "y" in v:
+        A, B = A + [2*m.p.geom.x.double()[..., None, :, :]], B + [v["y"]]
+        beta = beta - 2*torch.einsum("...md,...kmd->...km", m.T.barycentre, v["y"])
+    return A, B, alpha, beta
 
 def _cat(parts): # join the features of two scores, expanding the directions of the one that has none
     k = max(t.shape[-3] for t in parts)
@@ -133,31 +147,33 @@ def _cat(parts): # join the features of two scores, expanding the directions of 
 def _fdot(m, v, z): # derivative of the potential itself: the response plus what centring took out
     return z + torch.einsum("...nd,...knd->...kn", m.pull, v["x"]) if "x" in v else z
 
+# %% ../nbs/06_hvp.ipynb #2934bdee
 def apply_weights(
-    m:Moments, v:dict, z:Tensor, # direction and response of the first potential
+    m:Moments, v:dict, # marginals, and direction
+    z:Tensor,          # (..., k, n) response of the first potential
 ) -> Tensor: # (..., k, n)
     "Derivative along v of the gradient in the first weights; centred if both marginals are hard."
     out = (1 + m.p.tau)*m.density[..., None, :]*_fdot(m, v, z)
     if "b" in v: out = out + m.p.eps*v["b"].sum(-1, keepdim=True)
     return centred(out) if m.p.balanced else out
 
-# %% ../nbs/06_hvp.ipynb #826251fc
+# %% ../nbs/06_hvp.ipynb #da1b7a6a
 def hvp(
     m:Moments,     # marginals at converged potentials
     v:dict,        # direction: x (..., k, n, d), y (..., k, m, d), a (..., k, n), b (..., k, m)
     out:tuple,     # names of the gradients to differentiate
-    solver,        # maps scaled right-hand sides to scaled solutions, see `ConjugateGradients`
+    solver,        # maps scaled right-hand sides to scaled solutions, see `ConjugateGradients` and `factorise`
     system:ScaledSystem=None, # the scaled system, if at hand
 ) -> dict:         # name -> derivative of that gradient along v, with k as its first axis after the batch
     "Hessian-vector products of the cost, any blocks, k directions at once, with one linear solve."
     s = system or ScaledSystem(m)
+    same = m.p.symmetric and all(v.get(SWAP[k]) is t for k, t in v.items())   # one cloud, moved on both sides alike
     if m.p.balanced: v = {k: centred(t) if k in "ab" else t for k, t in v.items()}
-    w = right_hand_side(m, v); wT = w if m.p.symmetric else right_hand_side(m.T, mirror(v))
-    ws = s.scale*w; x, y = solver(ws, ws if m.p.symmetric else s.T.scale*wT)
-    safe = lambda t, root: torch.where(root > 0, t/root, 0.)
-    zT = safe(y, s.T.root)
+    w = right_hand_side(m, v); wT = w if same else right_hand_side(m.T, mirror(v))
+    ws = s.scale*w; x, y = solver(ws, ws if same else s.T.scale*wT)
+    zT = torch.where(s.T.root > 0, y/s.T.root, 0.)
     z = (w - m.p.geom.apply(m.u, m.v + m.p.log_b, zT)) / s.alpha[..., None]
-    zT = z if m.p.symmetric else (wT - m.T.p.geom.apply(m.v, m.u + m.p.log_a, z)) / s.T.alpha[..., None]
+    zT = z if same else (wT - m.T.p.geom.apply(m.v, m.u + m.p.log_a, z)) / s.T.alpha[..., None]
     z, zT = z.mT, zT.mT
     one = {"x": lambda: apply_points(m, v, z, zT), "a": lambda: apply_weights(m, v, z),
            "y": lambda: apply_points(m.T, mirror(v), zT, z), "b": lambda: apply_weights(m.T, mirror(v), zT)}

@@ -5,9 +5,7 @@
 # %% auto #0
 __all__ = ['ScaledSystem', 'DenseSchur', 'factorise']
 
-# %% ../nbs/04_implicit_diff.ipynb #5f69fb7d
-import math
-import warnings
+# %% ../nbs/04_implicit_diff.ipynb #562a31c4
 from functools import cached_property
 
 import torch
@@ -17,13 +15,13 @@ from .core import *
 from .dual_energy import *
 from .gradient import *
 
-# %% ../nbs/04_implicit_diff.ipynb #cfd17b00
+# %% ../nbs/04_implicit_diff.ipynb #fe83b9d5
 class ScaledSystem:
     "The scaled system `[[I, N], [N^T, I]]` at one pair of potentials, acting on columns; `T` exchanges the blocks."
     def __init__(self, m:Moments): # marginals at the potentials
         p, self.m, self.p = m.p, m, m.p
-        self.alpha = m.density * (1 + p.tau)                          # diagonal over weight, (..., n)
-        self.scale = (p.a / self.alpha).sqrt()[..., None]             # from density form to scaled form
+        self.alpha = (m.density * (1 + p.tau)).clamp_min(1e-250)      # diagonal over weight, (..., n); a relaxed row may be empty
+        self.scale = (p.a / self.alpha).sqrt()[..., None]             # from density form to scaled form, (..., n, 1)
         self.root = (p.a * self.alpha).sqrt()[..., None]              # sqrt of the diagonal; the null vector, if balanced
         self.bias = m.u + .5*(p.log_a - self.alpha.log())
 
@@ -32,17 +30,17 @@ class ScaledSystem:
         t = ScaledSystem(self.m.T); t.__dict__["T"] = self
         return t
     def N(self, s):
-        "(..., n, k) N times the columns s (..., m, k)"
+        "(..., n, k) N times the columns s (..., m, k): one pass"
         return self.p.geom.apply(self.bias, self.T.bias, s)
     @cached_property
     def null(self):
         "(..., n, 1) unit singular vector of the singular value one; None if a marginal is relaxed"
         return self.root / self.root.norm(dim=-2, keepdim=True) if self.p.balanced else None
     def project(self, s):
-        "Remove the null direction."
+        "Remove the null direction from the columns s (..., n, k)."
         return s if self.null is None else s - self.null * (self.null * s).sum(-2, keepdim=True)
 
-# %% ../nbs/04_implicit_diff.ipynb #6e9bfda2
+# %% ../nbs/04_implicit_diff.ipynb #185416c3
 class DenseSchur:
     "The Schur complement on the second block, factorised once; solves for any number of right-hand sides."
     def __init__(self,
@@ -63,16 +61,18 @@ class DenseSchur:
             self.eig = (torch.where(keep, 1/w, 0.), Q)
 
     def solve(self, w:Tensor, z:Tensor) -> tuple: # scaled right-hand sides (..., n, k), (..., m, k)
-        "Both blocks of the solution, in scaled form."
+        "Both blocks (..., n, k), (..., m, k) of the solution, in scaled form; balanced, the second has no null component."
         rhs = self.s.T.project(z - self.N.mT @ w)
         if self.eig is None: t = torch.cholesky_solve(rhs, self.factor)
         else: t = self.eig[1] @ (self.eig[0][..., None] * (self.eig[1].mT @ rhs))
         t = self.s.T.project(t)
         return w - self.N @ t, t
 
+# %% ../nbs/04_implicit_diff.ipynb #fe57b224
 def factorise(
-    s:ScaledSystem, **kw # options of `DenseSchur`
-):
+    s:ScaledSystem, # scaled system; its geometry must offer `plan`
+    **kw            # options of `DenseSchur`: `ridge`, `cutoff`
+):                  # a function of (w, z), shapes (..., n, k) and (..., m, k), that returns both blocks of the solution
     "Solver for the scaled system through the smaller Schur complement."
     if s.p.a.shape[-1] >= s.p.b.shape[-1]: return DenseSchur(s, **kw).solve
     flipped = DenseSchur(s.T, **kw)

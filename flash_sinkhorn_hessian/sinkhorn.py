@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['residual', 'update', 'marginal_error', 'alternate', 'symmetric_step', 'self_step', 'eps_schedule', 'sinkhorn']
 
-# %% ../nbs/02_sinkhorn.ipynb #dc7fee1c
+# %% ../nbs/02_sinkhorn.ipynb #d0dca314
 import math
 
 import torch
@@ -14,66 +14,80 @@ from torch import Tensor
 from .core import *
 from .dual_energy import *
 
-# %% ../nbs/02_sinkhorn.ipynb #01f9f3c5
+# %% ../nbs/02_sinkhorn.ipynb #5d78f7c7
 def residual(
-    p:Problem, f:Tensor, g:Tensor, # potentials
-) -> Tensor: # (..., n)
-    "How far, in units of eps, the first potential must move: log of wanted over actual marginal density."
+    p:Problem, # problem; transposed for the second potential
+    f:Tensor,  # (..., n) first potential
+    g:Tensor,  # (..., m) second potential
+) -> Tensor:   # (..., n)
+    "Logarithm of wanted over actual marginal density, `-f/rho - log((P1)/a)`; zero where the derivative of the dual energy is."
     return log_target(p, f) - log_density(p, f, g)
 
+# %% ../nbs/02_sinkhorn.ipynb #e989cb79
 def update(
-    p:Problem, f:Tensor, g:Tensor, # potentials
-) -> Tensor: # (..., n)
-    "Exact maximisation of the dual energy over the first potential."
+    p:Problem, # problem; transposed for the second potential
+    f:Tensor,  # (..., n) first potential
+    g:Tensor,  # (..., m) second potential
+) -> Tensor:   # (..., n) the new first potential
+    "Exact maximisation of the dual energy over the first potential: one pass."
     return f + p.damping * p.eps * residual(p, f, g)
 
-# %% ../nbs/02_sinkhorn.ipynb #f8722ad1
+# %% ../nbs/02_sinkhorn.ipynb #6b020037
 def marginal_error(
-    p:Problem, f:Tensor, # (..., n) potential
-    res:Tensor,          # (..., n) its residual
-) -> Tensor: # (...,)
-    "L1 distance between a marginal of the plan and the one its potential calls for."
+    p:Problem,  # problem; transposed for the second marginal
+    f:Tensor,   # (..., n) potential
+    res:Tensor, # (..., n) its residual
+) -> Tensor:    # (...,)
+    "L1 distance between a marginal of the plan and the one its potential calls for; no pass of its own."
     want = log_target(p, f)
     return (p.a * (want.exp() - (want - res).exp()).abs()).sum(-1)
 
-# %% ../nbs/02_sinkhorn.ipynb #86f937a8
+# %% ../nbs/02_sinkhorn.ipynb #647df52d
 def alternate(
-    p:Problem, f:Tensor, g:Tensor, # potentials
-) -> tuple: # new f, new g, marginal error (...,) of the pair that came in (its second marginal being exact)
-    "One alternating Sinkhorn iteration: update f, then g."
+    p:Problem, # problem
+    f:Tensor,  # (..., n) first potential
+    g:Tensor,  # (..., m) second potential
+) -> tuple:    # new f, new g, marginal error (...,) of the pair that came in (its second marginal being exact)
+    "One alternating Sinkhorn iteration: update f, then g; two passes."
     fused = getattr(p.geom, "alternate", None)
     if fused is not None and (out := fused(p, f, g)) is not None: return out
     res = residual(p, f, g)
     f1 = f + p.damping * p.eps * res
     return f1, update(p.T, g, f1), marginal_error(p, f, res)
 
+# %% ../nbs/02_sinkhorn.ipynb #c637af6f
 def symmetric_step(
-    p:Problem, f:Tensor, g:Tensor, # potentials
-) -> tuple: # new f, new g, marginal error
-    "One symmetric iteration: both potentials move half of their update, from the same state."
+    p:Problem, # problem
+    f:Tensor,  # (..., n) first potential
+    g:Tensor,  # (..., m) second potential
+) -> tuple:    # new f, new g, marginal error (...,), both sides counted
+    "One symmetric iteration: both potentials move half of their update, from the same state; two passes."
     rf, rg = residual(p, f, g), residual(p.T, g, f)
     err = marginal_error(p, f, rf) + marginal_error(p.T, g, rg)
     return f + .5*p.damping*p.eps*rf, g + .5*p.T.damping*p.eps*rg, err
 
+# %% ../nbs/02_sinkhorn.ipynb #c2b69d95
 def self_step(
-    p:Problem, f:Tensor, g:Tensor, # potentials, f = g
-) -> tuple: # new f, the same as g, marginal error
+    p:Problem, # problem with both sides the same
+    f:Tensor,  # (..., n) potential
+    g:Tensor,  # (..., n) the same; not looked at
+) -> tuple:    # new f, the same as g, marginal error (...,)
     "The symmetric iteration where both clouds are one: a single pass."
     res = residual(p, f, f); f1 = f + .5*p.damping*p.eps*res
     return f1, f1, 2*marginal_error(p, f, res)
 
-# %% ../nbs/02_sinkhorn.ipynb #1dc2a31f
+# %% ../nbs/02_sinkhorn.ipynb #496c395f
 def eps_schedule(
-    eps:float,      # target regularisation
+    eps:float,      # target regularisation, in units of the cost
     start:float,    # where to begin, about the largest cost
-    ratio:float=.5, # factor from one level to the next
+    ratio:float=.5, # factor from one level to the next, strictly between 0 and 1
 ) -> list: # decreasing, ending in eps
-    "Geometric schedule of regularisations from `start` down to `eps`, ending exactly there."
+    "Geometric schedule of regularisations from `start` down to `eps`, ending exactly there; `ValueError` for a bad ratio."
     if not 0 < ratio < 1: raise ValueError(f"ratio must lie strictly between 0 and 1; got {ratio}")
     k = max(0, math.ceil(math.log(max(start/eps, 1)) / -math.log(ratio) - 1e-9))
     return [eps * ratio**-i for i in range(k, -1, -1)]
 
-# %% ../nbs/02_sinkhorn.ipynb #8afcde06
+# %% ../nbs/02_sinkhorn.ipynb #698f9bcb
 def sinkhorn(
     p:Problem,           # problem
     tol:float=1e-9,      # bound on the L1 marginal error
@@ -81,7 +95,7 @@ def sinkhorn(
     step=alternate,      # `alternate`, `symmetric_step` or `self_step`
     start:float=None,    # where the eps schedule begins; None: no schedule
     init:tuple=None,     # potentials to begin with
-) -> tuple: # f, g, list of marginal errors (one an iteration at the last eps)
+) -> tuple: # f (..., n), g (..., m), list of marginal errors (one an iteration at the last eps)
     "Sinkhorn's algorithm in the log domain; stops early once the marginal error is at most `tol`."
     f, g = init or (torch.zeros_like(p.a), torch.zeros_like(p.b))
     for eps in eps_schedule(p.eps, start)[:-1] if start else []: f, g, _ = step(p.at(eps), f, g)

@@ -6,9 +6,9 @@
 __all__ = ['LOG2E', 'KERNEL_SOURCE', 'split', 'compiled_kernel', 'StreamingGeometry', 'kernel_strip', 'apply', 'weighted', 'plan',
            'row_sums', 'lse', 'alternate']
 
-# %% ../nbs/08_streaming.ipynb #ddc04676
-import ctypes, hashlib, math, os, shutil, subprocess, tempfile, warnings
-from functools import lru_cache
+# %% ../nbs/08_streaming.ipynb #ef2dccb4
+import ctypes, hashlib, math, os, platform, shutil, subprocess, tempfile, warnings
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from .core import *
 from .dual_energy import *
 
-# %% ../nbs/08_streaming.ipynb #d457cf0c
+# %% ../nbs/08_streaming.ipynb #c8866a24
 LOG2E = 1 / math.log(2)
 
 def split(
@@ -30,111 +30,156 @@ def split(
     low = torch.where(torch.isfinite(bits), bits - high.double(), 0.)
     return high, torch.exp2(low)
 
-# %% ../nbs/08_streaming.ipynb #170c1075
+# %% ../nbs/08_streaming.ipynb #db572b1a
 _POLY = lambda deg: "".join(f"q = q*f + (T){math.log(2)**k/math.factorial(k):.17g}; " for k in range(deg, -1, -1))
+_TYPES = {torch.float32: dict(T="float", S="int32_t", SUFFIX="ps", HALF="__m512", LOW=-100, MAGIC=1.5*2**23, BIAS=127, MANTISSA=23, POLY=_POLY(6)),
+          torch.float64: dict(T="double", S="int64_t", SUFFIX="pd", HALF="__m512d", LOW=-900, MAGIC=1.5*2**52, BIAS=1023, MANTISSA=52, POLY=_POLY(12))}
 KERNEL_SOURCE = r"""
 #include <stdint.h>
 #include <stdlib.h>
 #include <math.h>
-#ifdef _OPENMP
-#include <omp.h>
+#if defined(__SSE__)
+#include <immintrin.h>
+#define FLUSH unsigned csr = _mm_getcsr(); _mm_setcsr(csr | 0x8040);  /* subnormal numbers are slow and mean nothing here */
+#define UNFLUSH _mm_setcsr(csr);
+#else
+#define FLUSH
+#define UNFLUSH
 #endif
-#define R 4  /* rows visited together */
-static inline T pow2(T t) {
-  t = t < (T)LOW ? (T)LOW : t; t = t > -(T)LOW ? -(T)LOW : t;
-  T h = t + (T)MAGIC, f = t - (h - (T)MAGIC), q = 0; POLY
-  union { T t; U u; } s; s.t = h; s.u = (s.u + BIAS) << MANTISSA;
-  return q * s.t;
+#if defined(__AVX512DQ__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+#define CAT_(a, b) a##b
+#define CAT(a, b) CAT_(a, b)
+#define LANES (BYTES/sizeof(T))
+typedef T V __attribute__((vector_size(BYTES)));
+typedef S VI __attribute__((vector_size(BYTES)));
+typedef T VU __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
+#define LOAD(p) ((V)*(const VU*)(p))
+#define STORE(p, v) (*(VU*)(p) = (v))
+static inline V pow2(V t) {
+  V q = {};
+#if defined(__AVX512DQ__)
+  V f = (V)CAT(_mm512_reduce_, SUFFIX)((HALF)t, 0);       /* t minus its nearest integer */
+  POLY
+  return (V)CAT(_mm512_scalef_, SUFFIX)((HALF)q, (HALF)(t - f));
+#else
+  V low = {}; low += (T)LOW;
+  VI under = t < low, over = t > -low;
+  t = (V)((under & (VI)low) | (over & (VI)(-low)) | (~(under | over) & (VI)t));
+  V h = t + (T)MAGIC, f = t - (h - (T)MAGIC);
+  POLY
+  return q * (V)(((VI)h + BIAS) << MANTISSA);
+#endif
 }
-/* score of row r and column j, in bits */
+"""
+
+# %% ../nbs/08_streaming.ipynb #b5b6757b
+KERNEL_SOURCE += r"""
 #if D
 #define ROW(r) T x##r[D]; { long i = i0+r < n ? i0+r : n-1; for (int k = 0; k < D; k++) x##r[k] = x[k*n+i]; } T u##r = u[i0+r < n ? i0+r : n-1];
-#define SCORE(r) T e##r = u##r + v[j]; for (int k = 0; k < D; k++) { T t = x##r[k] - y[k*m+j]; e##r -= t*t; }
+#define COLUMN V yj[D]; for (int k = 0; k < D; k++) yj[k] = LOAD(y + k*m + j);
+#define SCORE(r) V e##r = {}; for (int k = 0; k < D; k++) { V t = x##r[k] - yj[k]; e##r += t*t; } e##r = (u##r + vj) - scale*e##r;
 #else
 #define ROW(r) const T *x##r = x + (i0+r < n ? i0+r : n-1)*m; T u##r = u[i0+r < n ? i0+r : n-1];
-#define SCORE(r) T e##r = (u##r + v[j]) - scale*x##r[j];
+#define COLUMN
+#define SCORE(r) V e##r = (u##r + vj) - scale*LOAD(x##r + j);
 #endif
+#define ADD(r) e##r = pow2(e##r); s##r += e##r*wj; if (kappa) STORE(p + r*m + j, e##r);
+static double total(V s) { double t = 0; for (unsigned k = 0; k < LANES; k++) t += s[k]; return t; }
 
-/* rho_i = rlow_i sum_j w_j 2^(score); if kappa: kappa_j += sum_i a_i rlow_i (want_i/rho_i)^damping 2^(score) */
+/* rho_i = rlow_i sum_j w_j 2^score; if kappa: kappa_j += sum_i a_i rlow_i (want_i/rho_i)^damping 2^score. m is a multiple of 16. */
 void sweep(const T *x, const T *y, const T *u, const T *v, const T *w, const double *rlow, const double *a, const double *want,
            double damping, double scale_, double *rho, double *kappa, long n, long m, int threads) {
   const T scale = (T)scale_; (void)scale;
   #pragma omp parallel num_threads(threads)
   {
-    long chunk = (m + 15)/16*16, seen = 0;
-    T *p = malloc(sizeof(T)*R*chunk), *col = calloc(chunk, sizeof(T)); double *total = calloc(chunk, sizeof(double));
+    FLUSH
+    long seen = 0; T *p = malloc(sizeof(T)*4*m), *col = calloc(m, sizeof(T)); double *sum = calloc(m, sizeof(double));
     #pragma omp for schedule(static)
-    for (long block = 0; block < (n + R - 1)/R; block++) {
-      long i0 = block*R; double s[R] = {0, 0, 0, 0}; T c[R];
+    for (long block = 0; block < (n + 3)/4; block++) {
+      long i0 = block*4; double s[4] = {0, 0, 0, 0}; T c[4];
       ROW(0) ROW(1) ROW(2) ROW(3)
       for (long jb = 0; jb < m; jb += 1024) {
-        long je = jb + 1024 < m ? jb + 1024 : m; T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-        #pragma omp simd reduction(+:s0,s1,s2,s3)
-        for (long j = jb; j < je; j++) {
+        V s0 = {}, s1 = {}, s2 = {}, s3 = {};
+        for (long j = jb; j < (jb + 1024 < m ? jb + 1024 : m); j += LANES) {
+          V vj = LOAD(v + j), wj = LOAD(w + j); COLUMN
           SCORE(0) SCORE(1) SCORE(2) SCORE(3)
-          e0 = pow2(e0); e1 = pow2(e1); e2 = pow2(e2); e3 = pow2(e3);
-          s0 += e0*w[j]; s1 += e1*w[j]; s2 += e2*w[j]; s3 += e3*w[j];
-          p[j] = e0; p[chunk+j] = e1; p[2*chunk+j] = e2; p[3*chunk+j] = e3;
+          ADD(0) ADD(1) ADD(2) ADD(3)
         }
-        s[0] += s0; s[1] += s1; s[2] += s2; s[3] += s3;
+        s[0] += total(s0); s[1] += total(s1); s[2] += total(s2); s[3] += total(s3);
       }
-      for (int r = 0; r < R; r++) {
-        c[r] = 0;
-        if (i0 + r < n) { long i = i0 + r; rho[i] = s[r]*rlow[i]; if (kappa) c[r] = (T)(a[i]*rlow[i]*pow(want[i]/rho[i], damping)); }
+      for (int r = 0; r < 4; r++) {
+        long i = i0 + r; c[r] = 0;
+        if (i < n) { rho[i] = s[r]*rlow[i]; if (kappa) c[r] = (T)(a[i]*rlow[i]*pow(want[i]/rho[i], damping)); }
       }
       if (!kappa) continue;
-      #pragma omp simd
-      for (long j = 0; j < m; j++) col[j] += c[0]*p[j] + c[1]*p[chunk+j] + c[2]*p[2*chunk+j] + c[3]*p[3*chunk+j];
-      if (++seen % 64 == 0) for (long j = 0; j < m; j++) { total[j] += col[j]; col[j] = 0; }
+      for (long j = 0; j < m; j += LANES)
+        STORE(col + j, LOAD(col + j) + c[0]*LOAD(p + j) + c[1]*LOAD(p + m + j) + c[2]*LOAD(p + 2*m + j) + c[3]*LOAD(p + 3*m + j));
+      if (++seen % 64 == 0) for (long j = 0; j < m; j++) { sum[j] += col[j]; col[j] = 0; }
     }
     if (kappa) {
       #pragma omp critical
-      for (long j = 0; j < m; j++) kappa[j] += total[j] + col[j];
+      for (long j = 0; j < m; j++) kappa[j] += sum[j] + col[j];
     }
-    free(p); free(col); free(total);
+    free(p); free(col); free(sum);
+    UNFLUSH
   }
 }
 """
 
-# %% ../nbs/08_streaming.ipynb #30c69f1b
+# %% ../nbs/08_streaming.ipynb #b03b12ce
 KERNEL_SOURCE += r"""
-/* out[i-first][j] = 2^(score of rows first..last-1) */
-void tile(const T *x, const T *y, const T *u, const T *v, double scale_, T *out, long first, long last, long n, long m, int threads) {
+/* out[i][j] = 2^score for rows 0 to n-1 of a strip whose coordinates start at row `first` of `all` */
+void strip(const T *x, const T *y, const T *u, const T *v, double scale_, T *out, long first, long n, long all, long m, int threads) {
   const T scale = (T)scale_; (void)scale;
-  #pragma omp parallel for num_threads(threads) schedule(static)
-  for (long i0 = first; i0 < last; i0++) {
-    T *o = out + (i0 - first)*m; ROW(0)
-    #pragma omp simd
-    for (long j = 0; j < m; j++) { SCORE(0) o[j] = pow2(e0); }
+  #pragma omp parallel num_threads(threads)
+  {
+    FLUSH
+    #pragma omp for schedule(static)
+    for (long i = first; i < first + n; i++) {
+      const long i0 = i, n = all; ROW(0)
+      for (long j = 0; j < m; j += LANES) { V vj = LOAD(v + j); COLUMN SCORE(0) STORE(out + (i - first)*m + j, pow2(e0)); }
+    }
+    UNFLUSH
   }
 }
 """
-_TYPES = {torch.float32: dict(T="float", U="uint32_t", LOW=-100, MAGIC=1.5*2**23, BIAS=127, MANTISSA=23, POLY=_POLY(6)),
-          torch.float64: dict(T="double", U="uint64_t", LOW=-900, MAGIC=1.5*2**52, BIAS=1023, MANTISSA=52, POLY=_POLY(12))}
 
-# %% ../nbs/08_streaming.ipynb #cd1e6c52
+# %% ../nbs/08_streaming.ipynb #644516e1
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC", "-lm"]
 
 def _cache_dir() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"flash_sinkhorn_hessian"
-    try: base.mkdir(parents=True, exist_ok=True); return base
-    except OSError: return Path(tempfile.mkdtemp(prefix="flash_sinkhorn_hessian"))
+    "Where compiled kernels are kept: the user's cache, or a temporary folder where that cannot be written."
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"flash_sinkhorn_hessian"
+        base.mkdir(parents=True, exist_ok=True)
+        if os.access(base, os.W_OK): return base
+    except (OSError, RuntimeError): pass
+    return Path(tempfile.mkdtemp(prefix="flash_sinkhorn_hessian"))
 
 def _processor() -> str:
-    try: return next((l for l in open("/proc/cpuinfo") if l.startswith(("flags", "Features"))), "")
-    except OSError: import platform; return platform.processor()
+    info = Path("/proc/cpuinfo")
+    return next((l for l in info.read_text().splitlines() if l.startswith(("flags", "Features"))), "") if info.exists() else platform.processor()
+
+@lru_cache(None)
+def _warn_once(message:str): warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 @lru_cache(None)
 def compiled_kernel(
     d:int, # dimension compiled into the loop; 0 if the scores are given
     dtype, # torch.float32 or torch.float64
-):         # ctypes library with `sweep` and `tile`, or None if there is no working C compiler
+):         # ctypes library with `sweep` and `strip`, or None if there is no working C compiler
     "Compile the CPU kernels, or find them compiled."
     cc = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     source = "".join(f"#define {k} {v}\n" for k, v in dict(D=d, **_TYPES[dtype]).items()) + KERNEL_SOURCE
     name = hashlib.sha256((source + str(_FLAGS) + str(cc) + _processor()).encode()).hexdigest()[:20]
     why = "no C compiler was found"
-    for extra in (["-fopenmp", "-mprefer-vector-width=512"], ["-fopenmp"], []) if cc else []:
+    for extra in (["-fopenmp"], []) if cc else []:
         try:
             lib = _cache_dir()/f"{name}.so"
             if not lib.exists():
@@ -143,11 +188,11 @@ def compiled_kernel(
                     subprocess.run([*cc.split(), "-x", "c", "-", *_FLAGS, *extra, "-o", str(out)], input=source, text=True, check=True, capture_output=True, timeout=60)
                     os.replace(out, lib)
             return ctypes.CDLL(str(lib))
-        except (OSError, subprocess.SubprocessError) as e: why = f"compiling with {cc} failed ({getattr(e, 'stderr', None) or e})"[:300]
-    warnings.warn(f"the streaming backend runs on plain tiles, several times slower: {why}", RuntimeWarning, stacklevel=2)
+        except (OSError, subprocess.SubprocessError) as e: why = f"the C compiler {cc!r} failed ({type(e).__name__})"
+    _warn_once(f"the streaming backend runs on plain tiles, several times slower: {why}")
     return None
 
-# %% ../nbs/08_streaming.ipynb #997056e2
+# %% ../nbs/08_streaming.ipynb #389f85ff
 class StreamingGeometry:
     "The Gibbs kernel of two clouds, strip by strip: memory proportional to (n + m) d; runs anywhere PyTorch does."
     name = "streaming"
@@ -163,6 +208,7 @@ class StreamingGeometry:
         self.x, self.y, self.eps, self.compiled = x, y, eps, compiled
         self.dtype, self.d = x.dtype, x.shape[-1]
         self.scale = LOG2E / eps                                  # cost to bits
+        self.width = (y.shape[-2] + 15)//16*16                    # columns of a strip, padded to whole vectors
         self._T, self._kept, self._parts, self._buffers = None, {}, None, {}
         size = (x.double().square().sum(-1).max() + y.double().square().sum(-1).max()).item() * self.scale
         self.direct = self.d <= self.DIRECT or size * torch.finfo(self.dtype).eps > 1e-5
@@ -181,30 +227,34 @@ class StreamingGeometry:
         return self._parts
 
     def buffer(self, name:str, rows:int):
-        "(rows, m) scratch that is allocated once: fresh pages would cost more than the arithmetic on them"
-        if name not in self._buffers or len(self._buffers[name]) < rows: self._buffers[name] = self.x.new_empty(rows, self.y.shape[-2])
+        "(rows, width) scratch that is allocated once: fresh pages would cost more than the arithmetic on them"
+        if name not in self._buffers or len(self._buffers[name]) < rows: self._buffers[name] = self.x.new_empty(rows, self.width)
         return self._buffers[name][:rows]
     def strips(self):
         "Row ranges small enough for the cache."
-        n, m = self.x.shape[-2], self.y.shape[-2]
-        budget = self.STRIP if self.x.device.type == "cpu" else 64*self.STRIP
-        rows = max(8, budget // (m * self.x.element_size()))
+        n, budget = self.x.shape[-2], self.STRIP if self.x.device.type == "cpu" else 64*self.STRIP
+        rows = max(8, budget // (self.width * self.x.element_size()))
         return [(i, min(n, i + rows)) for i in range(0, n, rows)]
 
+    @cached_property
+    def padded(self):
+        "(width, d) the second cloud, padded with points at the origin that no result sees"
+        return torch.nn.functional.pad(self.y, (0, 0, 0, self.width - self.y.shape[-2]))
     def cost(self, i:int, j:int):
-        "Squared distances of rows i to j-1, from differences or from the expanded square."
+        "(j - i, width) squared distances of rows i to j-1, from differences or from the expanded square"
+        x, y = self.x[i:j], self.padded
         if self.d <= self.DIRECT:
             C, t = self.buffer("cost", j - i).zero_(), self.buffer("difference", j - i)
-            for k in range(self.d): torch.sub(self.x[i:j, k, None], self.y[:, k], out=t); C.addcmul_(t, t)
+            for k in range(self.d): torch.sub(x[:, k, None], y[:, k], out=t); C.addcmul_(t, t)
             return C
-        if self.direct: return torch.cdist(self.x[i:j], self.y, compute_mode="donot_use_mm_for_euclid_dist").square_()
+        if self.direct: return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
         if (i, j) in self._kept: return self._kept[i, j]
         sq = lambda t: t.square().sum(-1)
-        C = torch.addmm(sq(self.y), self.x[i:j], self.y.mT, alpha=-2).add_(sq(self.x[i:j])[:, None])
-        if self.x.shape[-2] * self.y.shape[-2] * C.element_size() <= self.KEEP: self._kept[i, j] = C
+        C = torch.addmm(sq(y), x, y.mT, alpha=-2).add_(sq(x)[:, None])
+        if len(self.x) * self.width * C.element_size() <= self.KEEP: self._kept[i, j] = C
         return C
 
-# %% ../nbs/08_streaming.ipynb #276efe95
+# %% ../nbs/08_streaming.ipynb #5a7bc3c5
 def _ptr(t): return ctypes.c_void_p(None if t is None else t.data_ptr())
 
 def _library(geom): # the C library for this geometry, or None, and the coordinates it wants
@@ -213,29 +263,26 @@ def _library(geom): # the C library for this geometry, or None, and the coordina
     if geom.direct and not small: return None
     return compiled_kernel(geom.d if small else 0, geom.dtype)
 
-def _coordinates(geom): # (d, n), (d, m) contiguous, scaled to bits
-    if not hasattr(geom, "_xy"): geom._xy = tuple((t.double() * geom.scale**.5).to(geom.dtype).T.contiguous() for t in (geom.x, geom.y))
+def _coordinates(geom): # (d, n), (d, width) contiguous
+    if not hasattr(geom, "_xy"): geom._xy = geom.x.T.contiguous(), geom.padded.T.contiguous()
     return geom._xy
 
-def kernel_strip(
-    geom:StreamingGeometry, u:Tensor, v:Tensor, # working dtype, in bits
-    i:int, j:int,                               # rows
-) -> Tensor: # (j - i, m)
-    "Rows i to j-1 of `2^(u_i + v_j - cost_ij scale)`."
-    lib = _library(geom)
-    out = geom.buffer("kernel", j - i)
-    if lib is None: return torch.mul(geom.cost(i, j), -geom.scale, out=out).add_(v).add_(u[i:j, None]).clamp_(min=-100).exp2_()
-    n, m, threads = geom.x.shape[0], geom.y.shape[0], torch.get_num_threads()
-    L, D = ctypes.c_long, ctypes.c_double
-    if geom.direct:
-        x, y = _coordinates(geom)
-        lib.tile(_ptr(x), _ptr(y), _ptr(u), _ptr(v), D(0), _ptr(out), L(i), L(j), L(n), L(m), threads)
-    else: 
-        C, ui = geom.cost(i, j), u[i:j].contiguous()
-        lib.tile(_ptr(C), None, _ptr(ui), _ptr(v), D(geom.scale), _ptr(out), L(0), L(j-i), L(j-i), L(m), threads)
-    return out
+def _pad(geom, v, value): return torch.nn.functional.pad(v, (0, geom.width - len(v)), value=value) # (m,) -> (width,)
 
-# %% ../nbs/08_streaming.ipynb #7ee0c90d
+def kernel_strip(
+    geom:StreamingGeometry, u:Tensor, v:Tensor, # (n,), (m,) biases in the working dtype, in bits
+    i:int, j:int,                               # rows
+) -> Tensor: # (j - i, m), in a buffer that the next strip overwrites
+    "Rows i to j-1 of `2^(u_i + v_j - cost_ij scale)`."
+    lib, out, m = _library(geom), geom.buffer("kernel", j - i), len(v)
+    v, ui, L = _pad(geom, v, -math.inf), u[i:j].contiguous(), ctypes.c_long
+    if lib is None: return torch.mul(geom.cost(i, j), -geom.scale, out=out).add_(v).add_(ui[:, None]).clamp_(min=-100).exp2_()[:, :m]
+    if geom.direct: args, where = (*map(_ptr, _coordinates(geom)), _ptr(u)), (i, j - i, len(u))
+    else: C = geom.cost(i, j); args, where = (_ptr(C), None, _ptr(ui)), (0, j - i, j - i)
+    lib.strip(*args, _ptr(v), ctypes.c_double(geom.scale), _ptr(out), *map(L, where), L(geom.width), torch.get_num_threads())
+    return out[:, :m]
+
+# %% ../nbs/08_streaming.ipynb #7bdb14a5
 def _unit(V, dims): # scale to magnitude one: (V / s in float64, s)
     s = V.abs().amax(dims, keepdim=True); s = torch.where(s > 0, s, 1.)
     return V / s, s
@@ -257,6 +304,7 @@ def apply(self, u, v, V):
     "(..., n, k) the kernel times the columns `V` (..., m, k)"
     (uh, ul), (vh, vl) = split(u, self.dtype), split(v, self.dtype)
     V, s = _unit(V.double() * vl[:, None], 0); V = V.to(self.dtype)
+    if V.shape[1] == 1 and (lib := _library(self)): return _sweep(self, lib, uh, vh, V[:, 0], ul)[0][:, None] * s
     return torch.cat([(kernel_strip(self, uh, vh, i, j) @ V).double() for i, j in self.strips()]) * ul[:, None] * s
 
 @_streaming
@@ -271,7 +319,7 @@ def weighted(self, u, v, A, B, alpha, beta, V):
     for i, j in self.strips():
         K = kernel_strip(self, uh, vh, i, j)
         for k in range(len(alpha)):
-            W = torch.addmm(beta[k], A[min(k, len(A)-1), i:j], B[min(k, len(B)-1)].mT, out=self.buffer("weight", j - i)).add_(alpha[k, i:j, None])
+            W = torch.addmm(beta[k], A[min(k, len(A)-1), i:j], B[min(k, len(B)-1)].mT, out=self.buffer("weight", j - i)[:, :V.shape[0]]).add_(alpha[k, i:j, None])
             out[k, i:j] = (W.mul_(K) @ V).double()
     return out * ul[:, None] * s[:, None, None]
 
@@ -280,7 +328,7 @@ def plan(self, u, v):
     "(..., n, m) the kernel itself, in float64: the one method that needs n m memory"
     return DenseGeometry(self.x, self.y, self.eps).plan(u, v)
 
-# %% ../nbs/08_streaming.ipynb #6073ac9d
+# %% ../nbs/08_streaming.ipynb #aa44fcbc
 def row_sums(
     geom:StreamingGeometry, u:Tensor, v:Tensor, # float64, in nats
 ) -> Tensor: # (n,)
@@ -291,17 +339,17 @@ def row_sums(
     return _sweep(geom, lib, uh, vh, vl.to(geom.dtype), ul)[0]
 
 def _sweep(geom, lib, u, v, w, rlow, a=None, want=None, damping=1.):
-    "Call the C sweep over all rows; column sums too if `want` is given."
-    n, m = geom.x.shape[0], geom.y.shape[0]; L, D = ctypes.c_long, ctypes.c_double
-    rho, kappa = torch.empty(n, dtype=torch.float64), None if want is None else torch.zeros(m, dtype=torch.float64)
-    def run(x, y, i, j, scale):
-        part = lambda t: None if t is None else t[i:j].contiguous()
-        ui, ri, ai, wi, out = part(u), part(rlow), part(a), part(want), rho[i:j]
-        lib.sweep(_ptr(x), _ptr(y), _ptr(ui), _ptr(v), _ptr(w), _ptr(ri), _ptr(ai), _ptr(wi), D(damping), D(scale), _ptr(out), _ptr(kappa), L(j-i), L(m), torch.get_num_threads())
-    if geom.direct: run(*_coordinates(geom), 0, n, 0.)
+    "Call the C sweep over all rows: sums weighted by w (m,), column sums too if `want` is given."
+    n, L, D = len(u), ctypes.c_long, ctypes.c_double
+    v, w = _pad(geom, v, -math.inf), _pad(geom, w, 0.)
+    rho, kappa = torch.empty(n, dtype=torch.float64), None if want is None else torch.zeros(geom.width, dtype=torch.float64)
+    def run(x, y, i, j):
+        rows = [None if t is None else t[i:j].contiguous() for t in (u, rlow, a, want)]; ui, *rest = map(_ptr, rows)
+        lib.sweep(_ptr(x), _ptr(y), ui, _ptr(v), _ptr(w), *rest, D(damping), D(geom.scale), _ptr(rho[i:j]), _ptr(kappa), L(j-i), L(geom.width), torch.get_num_threads())
+    if geom.direct: run(*_coordinates(geom), 0, n)
     else:
-        for i, j in geom.strips(): C = geom.cost(i, j); run(C, None, i, j, geom.scale)
-    return rho, kappa
+        for i, j in geom.strips(): run(geom.cost(i, j), None, i, j)
+    return rho, kappa if kappa is None else kappa[:len(geom.y)]
 
 @_streaming
 def lse(self, v, guess=None):
@@ -315,10 +363,10 @@ def lse(self, v, guess=None):
         part = self if len(bad) == len(out) else StreamingGeometry(self.x[bad], self.y, self.eps, self.compiled)
         vb = v * LOG2E
         safe = lambda t: (m := t.amax(-1)) + (t - m[:, None]).exp2_().sum(-1).log2()
-        out[bad] = torch.cat([safe(vb - self.scale*part.cost(i, j).double()) for i, j in part.strips()]) / LOG2E
+        out[bad] = torch.cat([safe(vb - self.scale*part.cost(i, j)[:, :len(v)].double()) for i, j in part.strips()]) / LOG2E
     return out
 
-# %% ../nbs/08_streaming.ipynb #c7e9dd90
+# %% ../nbs/08_streaming.ipynb #490bef83
 @lru_cache(None)
 def _ok(lo, hi): return lambda s: bool(((s > lo) & (s < hi)).all())
 

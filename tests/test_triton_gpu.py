@@ -1,0 +1,42 @@
+"""The checks of test_triton_interpreter.py with compiled kernels, and what only a GPU shows. One command on a GPU machine: `python -m pytest tests/test_triton_gpu.py`, or `python tests/test_triton_gpu.py`."""
+import math, os, sys, time
+try: import pytest
+except ImportError: pytest = None     # run as a script on a machine without it
+import torch
+sys.path.insert(0, os.path.dirname(__file__))
+if pytest: pytestmark = pytest.mark.cuda
+
+def _namespace():
+    from test_triton_interpreter import CHECKS
+    ns = {"__name__": "checks"}; exec(CHECKS, ns)
+    return ns
+
+def test_interface():
+    _namespace()["all_checks"]()
+
+def test_sizes_and_splits():
+    check = _namespace()["check"]
+    for n, m, d in ((3000, 4001, 3), (4001, 3000, 64), (1500, 1700, 200), (128, 10000, 10), (10000, 128, 8)): check(n, m, d, .1*d/6)
+    check(300, 257, 3, .05, batch=50); check(700, 900, 3, .01, torch.float64, tol=1e-11); check(600, 500, 1000, 100/6)
+
+def test_recorded_loop_and_products():
+    from flash_sinkhorn_hessian.dual_energy import Problem
+    from flash_sinkhorn_hessian.sinkhorn import alternate
+    from flash_sinkhorn_hessian.triton_geometry import TritonGeometry
+    n = 2000; x, y = torch.rand(n, 3, device="cuda") - .5, torch.rand(n, 3, device="cuda") - .5; a = torch.full((n,), 1/n, device="cuda").double()
+    p = Problem(TritonGeometry(x, y, .05), a, a); f = g = 0*a
+    for _ in range(6): f, g, e = alternate(p, f, g)
+    F, G, E = p.geom.iterate(p, 0*a, 0*a, 6); assert (f - F).abs().max() < 1e-6 and (g - G).abs().max() < 1e-6 and abs(E[-1] - e) < 1e-6
+    u, v = f/.05, g/.05 + a.log(); V = torch.randn(n, 3, device="cuda").double(); first = p.geom.apply(u, v, V)
+    for k in range(5): assert ((p.geom.apply(u, v, k*V) - k*first).norm() <= 1e-5*first.norm()*max(k, 1))
+    u += 1.; assert (p.geom.apply(u, v, V)/math.e - first).norm() < 1e-5*first.norm()   # changed in place: no stale replay
+
+def test_a_new_size_compiles_nothing():
+    from flash_sinkhorn_hessian.triton_geometry import TritonGeometry
+    def run(n):
+        x = torch.rand(n, 3, device="cuda") - .5; v = torch.zeros(n, device="cuda").double(); G = TritonGeometry(x, x, .05); t = time.time()
+        l = G.lse(v, v); G.apply(-l, v, torch.ones(n, 4, device="cuda").double()); torch.cuda.synchronize(); return time.time() - t
+    run(3000); assert max(run(3001), run(3537), run(5000)) < .1
+
+if __name__ == "__main__":
+    for test in (test_interface, test_sizes_and_splits, test_recorded_loop_and_products, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
