@@ -92,8 +92,10 @@ class RecordedProduct:
     def fits(self, u, v, V): return self.u is u and self.v is v and self.shape == V.shape and self.versions == (u._version, v._version)
     def __call__(self, geom, V):
         self.calls += 1; shape = (*geom.batch, -1, V.shape[-1])
-        if self.calls < 3: return _product(geom, self.u, self.v, V).reshape(shape)
+        if self.graph is None: out = _product(geom, self.u, self.v, V).reshape(shape)
+        if self.calls < 3: return out
         if self.graph is None:
+            self.entry = geom.known(self.v)          # a graph holds addresses, not tensors: what it reads must stay alive
             self.V, self.graph = V.double().clone(), torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph): self.out = _product(geom, self.u, self.v, self.V).reshape(shape)
         self.V.copy_(V); self.graph.replay()

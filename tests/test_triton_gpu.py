@@ -19,6 +19,22 @@ def test_sizes_and_splits():
     for n, m, d in ((3000, 4001, 3), (4001, 3000, 64), (1500, 1700, 200), (128, 10000, 10), (10000, 128, 8)): check(n, m, d, .1*d/6)
     check(300, 257, 3, .05, batch=50); check(700, 900, 3, .01, torch.float64, tol=1e-11); check(600, 500, 1000, 100/6)
 
+def test_products_at_one_solution_repeat_themselves():
+    "Remembered maxima and recorded products must not outlive what they read: many products, other allocations in between."
+    from flash_sinkhorn_hessian import divergence, solve
+    gen = torch.Generator("cuda").manual_seed(0); u = lambda *s: torch.rand(*s, generator=gen, device="cuda")
+    for n, d, eps in ((300, 3, .01), (4000, 3, .05), (3000, 64, .3)):
+        x, y = u(n, d), u(n + 7, d); s = solve(x, y, eps=eps); v = u(n, d) - .5
+        assert s.backend == "triton" and s.converged
+        first = s.hvp(v); W = solve(x.double(), y.double(), eps=eps, backend="streaming").hvp(v.double())
+        assert (first - W).norm() < 2e-5*W.norm()
+        for k in range(8):
+            torch.cuda.empty_cache() if k % 3 == 0 else u(1000*(k + 1), 100).sum().item()
+            assert (s.hvp(v) - first).norm() < 1e-5*first.norm() and s.cg_info.converged
+            assert (s.hvp(torch.ones_like(x)) - 2/n).abs().max() < 2e-4/n and torch.isfinite(s.hvp(u(n + 7, d) - .5, ("x", "y"))).all()
+    q = [u(200, 3), u(210, 3)]; D = divergence(*q, eps=.05); v = u(5, 200, 3) - .5; R = divergence(*(t.double() for t in q), eps=.05, backend="streaming").hvp(v.double())
+    for _ in range(4): assert (D.hvp(v) - R).norm() < 2e-5*R.norm()
+
 def test_recorded_loop_and_products():
     from flash_sinkhorn_hessian.dual_energy import Problem
     from flash_sinkhorn_hessian.sinkhorn import alternate
@@ -39,4 +55,4 @@ def test_a_new_size_compiles_nothing():
     run(3000); assert max(run(3001), run(3537), run(5000)) < .1
 
 if __name__ == "__main__":
-    for test in (test_interface, test_sizes_and_splits, test_recorded_loop_and_products, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
+    for test in (test_interface, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_recorded_loop_and_products, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
