@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOG2E', 'KERNEL_SOURCE', 'split', 'compiled_kernel', 'StreamingGeometry', 'kernel_strip', 'row_sums']
 
-# %% ../nbs/08_streaming.ipynb #c0069cc8
+# %% ../nbs/08_streaming.ipynb #b41ab156
 import ctypes, hashlib, math, os, platform, shutil, subprocess, tempfile, warnings
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from .core import *
 from .dual_energy import *
 
-# %% ../nbs/08_streaming.ipynb #b347d04d
+# %% ../nbs/08_streaming.ipynb #dd99188d
 LOG2E = 1 / math.log(2)
 
 def split(
@@ -29,7 +29,7 @@ def split(
     low = torch.where(torch.isfinite(bits), bits - high.double(), 0.)
     return high, torch.exp2(low)
 
-# %% ../nbs/08_streaming.ipynb #5bf9308b
+# %% ../nbs/08_streaming.ipynb #92ac0a60
 _POLY = lambda deg: "".join(f"q = q*f + (T){math.log(2)**k/math.factorial(k):.17g}; " for k in range(deg, -1, -1))
 _TYPES = {torch.float32: dict(T="float", S="int32_t", SUFFIX="ps", HALF="__m512", LOW=-100, MAGIC=1.5*2**23, BIAS=127, MANTISSA=23, POLY=_POLY(6)),
           torch.float64: dict(T="double", S="int64_t", SUFFIX="pd", HALF="__m512d", LOW=-900, MAGIC=1.5*2**52, BIAS=1023, MANTISSA=52, POLY=_POLY(12))}
@@ -77,7 +77,7 @@ static inline V pow2(V t) {
 }
 """
 
-# %% ../nbs/08_streaming.ipynb #513c6ea2
+# %% ../nbs/08_streaming.ipynb #14be345d
 KERNEL_SOURCE += r"""
 #if D
 #define ROW(r) T x##r[D]; { long i = i0+r < n ? i0+r : n-1; for (int k = 0; k < D; k++) x##r[k] = x[k*n+i]; } T u##r = u[i0+r < n ? i0+r : n-1];
@@ -131,7 +131,7 @@ void sweep(const T *x, const T *y, const T *u, const T *v, const T *w, const dou
 }
 """
 
-# %% ../nbs/08_streaming.ipynb #66667e46
+# %% ../nbs/08_streaming.ipynb #4ff9d9a3
 KERNEL_SOURCE += r"""
 /* out[i][j] = 2^score for rows 0 to n-1 of a strip whose coordinates start at row `first` of `all` */
 void strip(const T *x, const T *y, const T *u, const T *v, double scale_, T *out, long first, long n, long all, long m, int threads) {
@@ -149,7 +149,7 @@ void strip(const T *x, const T *y, const T *u, const T *v, double scale_, T *out
 }
 """
 
-# %% ../nbs/08_streaming.ipynb #69bf6b7d
+# %% ../nbs/08_streaming.ipynb #603bf783
 _FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC", "-lm"]
 
 def _cache_dir() -> Path:
@@ -191,7 +191,7 @@ def compiled_kernel(
     _warn_once(f"the streaming backend runs on plain tiles, several times slower: {why}")
     return None
 
-# %% ../nbs/08_streaming.ipynb #8271efbd
+# %% ../nbs/08_streaming.ipynb #4c9ccb44
 class StreamingGeometry:
     "The Gibbs kernel of two clouds, strip by strip: memory proportional to (n + m) d; runs anywhere PyTorch does."
     name = "streaming"
@@ -258,7 +258,7 @@ class StreamingGeometry:
         small = len(self.x) * self.width * self.x.element_size() <= self.KEEP
         return self._expanded(self.x) if small and not self.direct else None
 
-# %% ../nbs/08_streaming.ipynb #7dacf53f
+# %% ../nbs/08_streaming.ipynb #e06f8d71
 def _ptr(t): return ctypes.c_void_p(None if t is None else t.data_ptr())
 
 def _library(geom): # the C library for this geometry, or None, and the coordinates it wants
@@ -286,7 +286,7 @@ def kernel_strip(
     lib.strip(*args, _ptr(v), ctypes.c_double(geom.scale), _ptr(out), *map(L, where), L(geom.width), torch.get_num_threads())
     return out[:, :m]
 
-# %% ../nbs/08_streaming.ipynb #6562ae7f
+# %% ../nbs/08_streaming.ipynb #0e9b0ad7
 def _unit(V, dims): # scale to magnitude one: (V / s in float64, s)
     s = V.abs().amax(dims, keepdim=True); s = torch.where(s > 0, s, 1.)
     return V / s, s
@@ -332,7 +332,7 @@ def _plan(self, u, v):
     "(..., n, m) the kernel itself, in float64: the one method that needs n m memory"
     return DenseGeometry(self.x, self.y, self.eps).plan(u, v)
 
-# %% ../nbs/08_streaming.ipynb #da3aca8b
+# %% ../nbs/08_streaming.ipynb #b2d8204a
 def row_sums(
     geom:StreamingGeometry, u:Tensor, v:Tensor, # float64, in nats
 ) -> Tensor: # (n,)
@@ -366,12 +366,13 @@ def _lse(self, v, guess=None):
     bad = torch.isnan(out).nonzero()[:, 0]
     if len(bad):
         part = self if len(bad) == len(out) else StreamingGeometry(self.x[bad], self.y, self.eps, self.compiled)
+        if part is not self: part.kept = None                     # visited once
         vb = v * LOG2E
         safe = lambda t: (m := t.amax(-1)) + (t - m[:, None]).exp2_().sum(-1).log2()
         out[bad] = torch.cat([safe(vb - self.scale*part.cost(i, j)[:, :len(v)].double()) for i, j in part.strips()]) / LOG2E
     return out
 
-# %% ../nbs/08_streaming.ipynb #ff0f8a25
+# %% ../nbs/08_streaming.ipynb #9b4dfc2b
 @lru_cache(None)
 def _ok(lo, hi): return lambda s: bool(((s > lo) & (s < hi)).all())
 
