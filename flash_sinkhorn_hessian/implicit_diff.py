@@ -29,6 +29,10 @@ class ScaledSystem:
     def T(self):
         t = ScaledSystem(self.m.T); t.__dict__["T"] = self
         return t
+    @cached_property
+    def full(self):
+        "has every point of the first cloud some weight?"
+        return bool((self.root > 0).all())
     def N(self, s):
         "(..., n, k) N times the columns s (..., m, k): one pass"
         return self.p.geom.apply(self.bias, self.T.bias, s)

@@ -274,9 +274,9 @@ def finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, pa
 # %% ../nbs/11_kernels_softmin.ipynb #b47a4781
 @triton.jit(do_not_specialize=_RUNTIME)
 def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr,
-                    n, NB, MB, depth, tiles, per, S, scale, sink,
-                    FUSE: tl.constexpr, COLS: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr):
-    "Row sums of `2^(score + u_i + v_j)` over one part of the columns; COLS: column sums from the same exponentials."
+                    n, NB, MB, depth, tiles, per, S, scale, sink, gate_ptr,
+                    FUSE: tl.constexpr, COLS: tl.constexpr, GATE: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr):
+    "Row sums of `2^(score + u_i + v_j)` over one part of the columns; COLS: column sums from the same exponentials; GATE: nothing if the gate is shut."
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128
     i = i0 + tl.arange(0, BM)
     x = tile_at(xh, b, i0, N, depth, MODE, K); x_low = tile_at(xl, b, i0, N, depth, MODE, K)
@@ -284,8 +284,9 @@ def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, co
     u = tl.load(u_ptr + b*n + i, mask=i < n, other=-float("inf"))
     hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - tl.load(sqx_ptr + b*N + i), F)
     acc = tl.zeros([BM], F)
-    first = tl.program_id(1)*per*BN
-    for j0 in tl.range(first, tl.minimum(first + per*BN, M), BN, num_stages=NS):
+    first = tl.program_id(1)*per*BN; last = tl.minimum(first + per*BN, M)
+    if GATE: last = tl.where(tl.load(gate_ptr) > 0, last, first)
+    for j0 in tl.range(first, last, BN, num_stages=NS):
         s = tile_product(ah, al, x, x_low, tile_at(yh, b, j0, M, depth, MODE, K), tile_at(yl, b, j0, M, depth, MODE, K), N, M, depth, scale, MODE, K, BM, BN, F)
         at = b*M + j0 + tl.arange(0, BN)
         p = tl.exp2(biased(s, hi[:, None] + tl.load(vh_ptr + at)[None, :], scale, MODE))
@@ -350,8 +351,8 @@ def sweep(
     part = bias[0] if fuse or safe else torch.empty(S, s.batch*tiles*BM, dtype=s.dtype, device=out.device)
     head = (s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, part); kw = dict(MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F)
     if not safe:
-        launch(marginal_kernel, (s.batch*tiles, S), *head, bias[0], *ends, s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, int(sink is not None),
-               warps=W, FUSE=fuse, COLS=False, **kw, NS=NS)
+        launch(marginal_kernel, (s.batch*tiles, S), *head, bias[0], *ends, s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, int(sink is not None), out,
+               warps=W, FUSE=fuse, COLS=False, GATE=False, **kw, NS=NS)
     if safe or not fuse:
         launch(finish_kernel, (s.batch*tiles,), *head, *ends, s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, 0 if safe else S, s.scale, int(sink is not None), warps=W, **kw)
     return out
@@ -390,7 +391,7 @@ def marginals(
     BM, BN, W, NS, want = cfg or both_config(s); tiles, per, S = parts(s, BM, BN, want)
     rows = torch.empty(S, s.batch, tiles*BM, dtype=s.dtype, device=u.device); cols = torch.zeros_like(bias[0]); r, c = torch.empty_like(u), torch.empty_like(v)
     launch(marginal_kernel, (s.batch*tiles, S), s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols, r, _unit_par(u.device), u, u, *bias, r,
-           s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, warps=W, FUSE=False, COLS=True, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS)
+           s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS)
     launch(totals_kernel, (s.batch*s.x.blocks,), rows, u, s.sqx, r, s.x.n, s.x.blocks, S, F=s.F, BLOCK=BLOCK)
     launch(totals_kernel, (s.batch*s.y.blocks,), cols, v, s.sqy, c, s.y.n, s.y.blocks, 1, F=s.F, BLOCK=BLOCK)
     return r, c

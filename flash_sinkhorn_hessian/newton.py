@@ -78,7 +78,7 @@ def newton_direction(
     if dense: t, n = DenseSchur(sys, ridge).solve(torch.zeros_like(sys.root), rhs)[1], 1
     else:
         err = s.err.max().item(); eta = max(min(.25, err**.5), .2*tol/err)
-        t, info = cg(lambda t: sys.T.project((1 + ridge)*t - sys.T.N(sys.N(t))), rhs, eta, max_cg)
+        t, _, info = solve_schur(sys, rhs, eta, max_cg, ridge)
         n = info.n_iter
     return torch.where(s.p.b > 0, (t / sys.T.root)[..., 0], sinkhorn_direction(s)), n
 

@@ -24,6 +24,7 @@ from .hessian import *
 from .hvp import *
 from .newton import *
 from .streaming import *
+from .truncated import *
 
 # %% ../nbs/09_solve.ipynb #973a8551
 DENSE_LIMIT = 1 << 20   # scores up to which "auto" holds the cost as an array
@@ -57,7 +58,7 @@ def make_geometry(
     "The geometry of a backend."
     if backend == "dense": return DenseGeometry(x, y, eps)
     if backend == "streaming": return StreamingGeometry(x, y, eps)
-    from flash_sinkhorn_hessian.triton_geometry import TritonGeometry
+    from flash_sinkhorn_hessian.krylov import TritonGeometry
     return TritonGeometry(x, y, eps)
 
 # %% ../nbs/09_solve.ipynb #a0ca5e5b
@@ -111,7 +112,11 @@ class Solution:
         self._solvers = {}                                 # factorisations, by ridge
 
     @cached_property
-    def _system(self): return ScaledSystem(self.moments)
+    def _second(self): # moments for second derivatives: on the pairs that matter, where they are few
+        p = truncated(self.problem, self._f, self._g)
+        return self.moments if p is None else Moments(p, self._f, self._g, self._offset)
+    @cached_property
+    def _system(self): return ScaledSystem(self._second)
     @cached_property
     def _dense(self): return DenseHessian(self.moments)
 
@@ -292,7 +297,7 @@ def _linear_solver(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
 
 def _hvp(sol, v, out, options): # v: dict of (..., k, ...) float64 directions
     solver = _linear_solver(sol, **options)
-    res = hvp(sol.moments, v, out, solver, sol._system)
+    res = hvp(sol._second, v, out, solver, sol._system)
     sol.cg_info = getattr(solver, "info", None) or SolveInfo(0, 0., 1., True, "cholesky")
     if not sol.converged:
         _warn("this Hessian-vector product is taken at potentials that have not converged "
