@@ -36,9 +36,13 @@ class Moments:
         t = Moments(self.p.T, self.g, self.f, None if self.offset is None else -self.offset)
         t.__dict__["T"] = self; return t
     @cached_property
+    def wide_v(self):
+        "(..., m) bias of the columns with their weights in it"
+        return self.v + self.p.log_b
+    @cached_property
     def _sums(self):
         y = self.p.geom.y.double()
-        return self.p.geom.apply(self.u, self.v + self.p.log_b, torch.cat([torch.ones_like(y[..., :1]), y], -1))
+        return self.p.geom.apply(self.u, self.wide_v, torch.cat([torch.ones_like(y[..., :1]), y], -1))
     @cached_property
     def density(self):
         "(..., n) marginal over weight, `(P1)_i / a_i`"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SWAP', 'SMALL', 'SolveInfo', 'cg', 'solve_schur', 'ConjugateGradients', 'mirror', 'right_hand_side', 'covariance',
-           'apply_points', 'apply_weights', 'hvp']
+           'apply_points', 'apply_weights', 'hvp', 'closing']
 
 # %% ../nbs/06_hvp.ipynb #84403f24
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ def right_hand_side(
     if "x" in v and p.tau: w = w - p.tau * m.density[..., None] * torch.einsum("...nd,...knd->...nk", m.pull, v["x"])
     if "y" in v:
         V = torch.cat([v["y"], torch.einsum("...md,...kmd->...km", m.T.barycentre, v["y"])[..., None]], -1)
-        V = _stack(p.geom.apply(m.u, m.v + p.log_b, _columns(V)), k)
+        V = _stack(p.geom.apply(m.u, m.wide_v, _columns(V)), k)
         w = w - 2*(torch.einsum("...nd,...knd->...nk", p.geom.x.double(), V[..., :-1]) - V[..., -1].mT)
     if "b" in v: w = w - p.eps * p.geom.apply(m.u, m.v, v["b"].mT)
     return w if isinstance(w, Tensor) else torch.zeros(*p.a.shape, k, dtype=p.a.dtype, device=p.a.device)
@@ -135,7 +135,7 @@ def covariance(
         A = torch.eye(d, dtype=T.dtype, device=T.device)[:, None, :].expand(*T.shape[:-2], d, n, d)
         ones = torch.cat([y, torch.ones_like(y[..., :1])], -1)
         beta = torch.zeros(*y.shape[:-2], d, y.shape[-2], dtype=T.dtype, device=T.device)
-        out = m.p.geom.weighted(m.u, m.v + m.p.log_b, A, y[..., None, :, :], -T.mT, beta, ones)
+        out = m.p.geom.weighted(m.u, m.wide_v, A, y[..., None, :, :], -T.mT, beta, ones)
         m.__dict__["covariance"] = (out[..., :-1] - T[..., None, :, :]*out[..., -1:]).movedim(-3, -2)
     return m.__dict__["covariance"]
 
@@ -147,17 +147,17 @@ def apply_points(
     p, k, T = m.p, z.shape[-2], m.barycentre
     y = p.geom.y.double(); d = y.shape[-1]
     ones = torch.cat([y, torch.ones_like(y[..., :1])], -1)
-    times = lambda V, log_w: _stack(p.geom.apply(m.u, m.v + log_w, _columns(V)), k)
+    times = lambda V, bias: _stack(p.geom.apply(m.u, bias, _columns(V)), k)
     off = lambda t: t[..., :-1] - T[..., None, :, :]*t[..., -1:]            # sum_j P_ij (y_j - T_i) s_ij
     local = "x" in v and "y" not in v and (d <= SMALL or d <= 2*SMALL and k >= d)   # a product with d x d matrices in place of a pass
     A, B, alpha, beta = _score(m, {} if local else v, z, zT)
-    if A: out = off(p.geom.weighted(m.u, m.v + p.log_b, _cat(A), _cat(B), alpha, beta, ones))
-    else: out = off(times(beta[..., None]*ones[..., None, :, :], p.log_b))
+    if A: out = off(p.geom.weighted(m.u, m.wide_v, _cat(A), _cat(B), alpha, beta, ones))
+    else: out = off(times(beta[..., None]*ones[..., None, :, :], m.wide_v))
     if local: out = out + 2*torch.einsum("...nde,...kne->...knd", covariance(m), v["x"])
     out = -2/p.eps * out
     if "x" in v: out = out + 2*m.density[..., None, :, None]*v["x"]
-    if "y" in v: out = out - 2*times(v["y"], p.log_b)
-    if "b" in v: out = out - 2*off(times(v["b"][..., None]*ones[..., None, :, :], 0.))
+    if "y" in v: out = out - 2*times(v["y"], m.wide_v)
+    if "b" in v: out = out - 2*off(times(v["b"][..., None]*ones[..., None, :, :], m.v))
     out = p.a[..., None, :, None] * out                                     # all of it per unit of weight so far
     rdot = m.density[..., None, :]*v["a"] if "a" in v else 0.
     if p.tau: rdot = rdot - m.marginal[..., None, :]/p.rho_x*_fdot(m, v, z)
@@ -199,25 +199,32 @@ def hvp(
     system:ScaledSystem=None, # the scaled system, if at hand
 ) -> dict:         # name -> derivative of that gradient along v, with k as its first axis after the batch
     "Hessian-vector products of the cost, any blocks, k directions at once, with one linear solve."
-    s = system or ScaledSystem(m)
-    same = m.p.symmetric and all(v.get(SWAP[k]) is t for k, t in v.items())   # one cloud, moved on both sides alike
-    if m.p.balanced: v = {k: centred(t) if k in "ab" else t for k, t in v.items()}
-    w = right_hand_side(m, v); wT = w if same else right_hand_side(m.T, mirror(v))
-    ws = s.scale*w; wsT = ws if same else s.T.scale*wT; x, y = solver(ws, wsT)
-    zT = torch.where(s.T.root > 0, y/s.T.root, 0.)
-    z = x/s.root if s.full else (w - m.p.geom.apply(m.u, m.v + m.p.log_b, zT)) / s.alpha[..., None]
-    if same: zT = z
-    else:
-        old, zT = zT, (wT - m.T.p.geom.apply(m.v, m.u + m.p.log_a, z)) / s.T.alpha[..., None]
-        _true_residual(solver, s.T.root*(zT - old), ws, wsT)
-    z, zT = z.mT, zT.mT
-    one = {"x": lambda: apply_points(m, v, z, zT), "a": lambda: apply_weights(m, v, z),
-           "y": lambda: apply_points(m.T, mirror(v), zT, z), "b": lambda: apply_weights(m.T, mirror(v), zT)}
-    return {k: one[k]() for k in out}
+    s = system or ScaledSystem(m); p, names = m.p, tuple(v)
+    same = p.symmetric and all(v.get(SWAP[k]) is t for k, t in v.items())   # one cloud, moved on both sides alike
+    if p.balanced: v = {k: centred(t) if k in "ab" else t for k, t in v.items()}
+    if same: v = {k: v[min(k, SWAP[k])] for k in names}
+    def before(*v):
+        v = dict(zip(names, v)); w = right_hand_side(m, v); ws = s.scale*w
+        if same: return w, w, ws, ws
+        wT = right_hand_side(m.T, mirror(v)); return w, wT, ws, s.T.scale*wT
+    def after(w, wT, ws, wsT, x, y, *v):
+        v = dict(zip(names, v)); z, zT, left = closing(m, s, same, w, wT, ws, wsT, x, y)
+        one = {"x": lambda: apply_points(m, v, z, zT), "a": lambda: apply_weights(m, v, z),
+               "y": lambda: apply_points(m.T, mirror(v), zT, z), "b": lambda: apply_weights(m.T, mirror(v), zT)}
+        return left, *(one[k]() for k in out)
+    run = getattr(p.geom, "recorded", lambda s, key, fn, *t: fn(*t))        # a geometry may replay what it has seen before
+    rhs = run(s, ("before", names, same), before, *v.values())
+    x, y = solver(*rhs[2:])
+    left, *res = run(s, ("after", names, same, out), after, *rhs, x, y, *v.values())
+    if (info := getattr(solver, "info", None)) is not None and not same: info.residual = max(info.residual, left.item())
+    return dict(zip(out, res))
 
-def _true_residual(solver, left, w, z): # what the closing half sweep moved, relative to the right-hand side
-    info = getattr(solver, "info", None)
-    if info is None: return
+def closing(m, s, same, w, wT, ws, wsT, x, y):
+    "Response of both potentials, (..., k, n) and (..., k, m), and the largest relative residual: the closing half sweep."
+    zT = torch.where(s.T.root > 0, y/s.T.root, 0.)
+    z = x/s.root if s.full else (w - m.p.geom.apply(m.u, m.wide_v, zT)) / s.alpha[..., None]
+    if same: return z.mT, z.mT, z.new_zeros(())
+    old, zT = zT, (wT - m.T.p.geom.apply(m.v, m.T.wide_v, z)) / s.T.alpha[..., None]
     norm = lambda t: torch.linalg.vector_norm(t, dim=-2)
-    size = torch.hypot(norm(w), norm(z))
-    if size.numel(): info.residual = max(info.residual, (norm(left)/size.clamp_min(torch.finfo(size.dtype).tiny)).max().item())
+    left = norm(s.T.root*(zT - old))/torch.hypot(norm(ws), norm(wsT)).clamp_min(torch.finfo(zT.dtype).tiny)
+    return z.mT, zT.mT, left.amax()

@@ -51,9 +51,9 @@ class SemiDual:
     def gradient(self):
         "(..., m) derivative of the semi-dual: wanted minus actual second marginal"
         return self.p.b * (log_target(self.p.T, self.g).exp() - self.density)
-    def system(self):
-        "the scaled linear system at this state; its densities are known, so it costs no pass"
-        return ScaledSystem(Moments.known(self.p, self.f, self.g, self.wanted, self.density))
+    def system(self, short=None):
+        "the scaled linear system at this state, of the problem or of a `short` form of it; densities are known, so it costs no pass"
+        return ScaledSystem(Moments.known(short or self.p, self.f, self.g, self.wanted, self.density))
 
 # %% ../nbs/07_newton.ipynb #8abc3187
 def sinkhorn_direction(
@@ -69,9 +69,10 @@ def newton_direction(
     max_cg:int=300,
     dense:bool=False, # factorise instead of iterating
     ridge:float=0.,   # Levenberg-Marquardt damping, relative to the spectrum in [0, 1]
+    short=None,       # a cheaper problem with nearly the same plan here, for conjugate gradients
 ) -> tuple: # direction (..., m), passes spent
     "Solve S dg = eps c res for the Newton direction; a point without weight follows Sinkhorn."
-    sys = s.system()
+    sys = s.system(short)
     rhs = sys.T.root * (s.p.eps * s.res / (1 + s.p.T.tau))[..., None]
     e = sys.T.root / sys.T.root.norm(dim=-2, keepdim=True)
     rhs = rhs - e*(e*rhs).sum(-2, keepdim=True)     # constants are the business of `constant_step`
@@ -88,9 +89,10 @@ def newton_step(
     tol:float=0., dense:bool=False, # see `newton_direction`
     ridge:float=0., # damping of the direction
     halvings:int=8, # of the step length before giving up
+    short=None,     # see `newton_direction`
 ) -> tuple: # new state, passes spent, shortest step length taken (0 where Sinkhorn's step had to do)
     "One guarded Newton step from a semi-dual state."
-    dg, n = newton_direction(s, tol, dense=dense, ridge=ridge)
+    dg, n = newton_direction(s, tol, dense=dense, ridge=ridge, short=short)
     slope, value = (s.gradient()*dg).sum(-1), s.value()
     h = (30*s.p.eps / (dg.amax(-1) - dg.amin(-1)).clamp_min(1e-300)).clamp(max=1.)      # a constant may move freely
     for _ in range(halvings):
@@ -115,8 +117,18 @@ class DualInfo:
 # %% ../nbs/07_newton.ipynb #c28933b3
 def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
     "Alternate until tol, or until the observed rate promises more than `patience` further iterations."
-    errs = []
+    errs, many = [], getattr(p.geom, "iterate", None) if p.balanced and not p.symmetric else None
     while info.n_iter < max_iter:
+        if many is not None: # a geometry that iterates by itself is asked every four iterations
+            f, g, e = many(p, f, g, min(4, max_iter - info.n_iter)); new = e.reshape(len(e), -1).amax(1).tolist()
+            first = int(info.n_iter == 0)
+            for e in new[first:]: watch(info, p.eps, e)
+            info.n_iter += len(new); errs += new[first:]
+            if len(errs) > 1 and errs[-1] <= tol: return f, g, errs[-1]     # of the pair before the last step: no less than this one's
+            if len(errs) > 3:
+                rate = errs[-1]/errs[-2]
+                if not 0 < rate < 1 or math.log(tol/errs[-1])/math.log(rate) > patience: break
+            continue
         if errs and not p.symmetric: g, f = constant_step(p.T, g, f)
         f1, g1, e = (self_step if p.symmetric else alternate)(p, f, g); info.n_iter += 1
         if errs or p.symmetric or info.n_iter > 1:
@@ -131,14 +143,17 @@ def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
     return f, g, errs[-1] if errs else math.inf
 
 # %% ../nbs/07_newton.ipynb #6c3c210b
-def _newton_phase(p, f, g, tol, max_iter, info, watch, dense):
+def _newton_phase(p, f, g, tol, max_iter, info, watch, dense, reduce=None):
     "Newton steps, each followed by a Sinkhorn step, until tol or until the error stops falling."
     s, best, top, since, ridge = SemiDual(p, g, f), math.inf, -math.inf, 0, 0.; info.n_iter += 1
+    short, at = None, None
     while (e := s.err.max().item()) > tol and info.n_iter < max_iter:
         value = s.value().sum().item()
         since = 0 if e < .9*best or value > top + 1e-6*p.eps else since + 1; best, top = min(best, e), max(top, value)
         if since >= 12: info.stalled = True; break
-        s, n, h = newton_step(s, tol, dense, ridge); info.n_iter += n; info.newton_steps += 1
+        if reduce is not None and not dense and (at is None or short is not None and (s.f - at[0]).abs().max() + (s.g - at[1]).abs().max() > 4*p.eps):
+            short, at = reduce(p, s.f, s.g), (s.f, s.g)     # again once the potentials have moved by several eps
+        s, n, h = newton_step(s, tol, dense, ridge, short=short); info.n_iter += n; info.newton_steps += 1
         ridge = max(10*ridge, 1e-12) if h < .1 else ridge/10 if ridge > 1e-12 else 0.
         watch(info, p.eps, s.err.max().item())
         if s.err.max() > tol: s = SemiDual(p, s.g + sinkhorn_direction(s), s.f); info.n_iter += 1
@@ -156,10 +171,11 @@ def solve_dual(
     newton:bool=True,    # allow Newton steps
     dense:bool=True,     # factorise small systems where the geometry holds the plan
     callback=None,       # called with (n_iter, eps, marginal error) after every step
+    reduce=None,         # maps a problem and its potentials to a cheaper one with nearly the same plan, or None: for Newton's linear systems
 ) -> tuple: # f (..., n), g (..., m), DualInfo
     "Maximise the dual energy: eps schedule, Sinkhorn while it is fast, Newton steps when it is not."
     if p.a.shape[-1] < p.b.shape[-1]:
-        g, f, info = solve_dual(p.T, tol, max_iter, init and init[::-1], newton, dense, callback)
+        g, f, info = solve_dual(p.T, tol, max_iter, init and init[::-1], newton, dense, callback, reduce)
         return f, g, info
     def watch(info, eps, e):
         info.history.append((info.n_iter, eps, e))
@@ -177,7 +193,7 @@ def solve_dual(
         else: before = (f, g)
         f, g, e = _sinkhorn_phase(q, f, g, goal, max_iter, info, watch, 8 if newton else math.inf)
         if newton and not p.symmetric and not e <= goal:
-            f, g, e = _newton_phase(q, f, g, goal, max_iter, info, watch, dense)
+            f, g, e = _newton_phase(q, f, g, goal, max_iter, info, watch, dense, reduce)
         if last:
             if math.isinf(e): e = _both_errors(q, f, g)        # out of iterations before the first error was known
             info.marginal_error, info.converged = e, e <= tol

@@ -202,7 +202,7 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
         if init._f.shape != p.a.shape or init._g.shape != p.b.shape:
             raise ValueError(f"init must be a Solution of a problem of the same sizes; got {init}")
         start = (init._f.to(p.a.device), init._g.to(p.b.device))
-    f, g, info = solve_dual(p, tol, max_iter, start, callback=callback)
+    f, g, info = solve_dual(p, tol, max_iter, start, callback=callback, reduce=truncated)
     if not info.converged:
         why = ("because the marginal error falls no further (rounding, or an eps too small for this arithmetic)" if info.stalled
                else f"after max_iter={max_iter} iterations")
@@ -307,10 +307,11 @@ def _hvp(sol, v, out, options): # v: dict of (..., k, ...) float64 directions
 
 def _check_residual(sol, v): # against the right-hand side, or against the direction where that is only rounding noise
     i, x = sol.cg_info, sol.problem.geom.x
+    if i.converged: return
     radius = sol.problem.geom.y.double().square().sum(-1).max().item()**.5
     size = max(t.abs().max().item() for t in v.values()) * (radius + sol.problem.eps)
     floor = 1e-9 if x.dtype == torch.float64 else 1e-5
-    if not i.converged and not i.residual * i.size <= floor * max(i.size, size):
+    if not i.residual * i.size <= floor * max(i.size, size):
         _warn(f"conjugate gradients stopped after {i.n_iter} steps at a relative residual of {i.residual:.2g}: "
               "raise max_iter, use float64, or accept a bias with ridge=")
 

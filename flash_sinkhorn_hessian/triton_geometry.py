@@ -175,11 +175,13 @@ class Recorded:
 def _iterate(self, p, f, g, steps):
     "`steps` Sinkhorn iterations without waiting: new f, new g, errors (steps, ...) of the pair before each of them."
     f, g = self.flat(f), self.flat(g)
-    if not self.x.is_cuda: f, g, err = _run(self, _setting(self, p), f, g, steps)
+    run = self._graphs.get(steps)
+    if run is None or run[0] is not p: run = self._graphs[steps] = [p, _setting(self, p), 0, None]
+    run[2] += 1
+    if not self.x.is_cuda or run[2] < 3: f, g, err = _run(self, run[1], f, g, steps)     # recording pays from the third call on
     else:
-        run = self._graphs.get(steps)
-        if run is None or run.p is not p: run = self._graphs[steps] = Recorded(self, p, f, g, steps)
-        f, g, err = run(f, g)
+        if run[3] is None: run[3] = Recorded(self, p, f, g, steps)
+        f, g, err = run[3](f, g)
     return f.reshape(p.a.shape), g.reshape(p.b.shape), err.reshape(steps, *self.batch)
 
 @_geometry

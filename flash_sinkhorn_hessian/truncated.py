@@ -29,8 +29,8 @@ def limits(
 def depth(
     p:Problem, dtype, # the dtype whose rounding is the measure
 ) -> float:
-    "How many nats below its row or column a pair may lie and still be kept: what is dropped weighs less than 16 roundings."
-    return math.log(max(p.a.shape[-1], p.b.shape[-1])/(16*torch.finfo(dtype).eps))
+    "How many nats below its row or column a pair may lie and still be kept: what is dropped weighs at most 256 roundings, in practice a few."
+    return math.log(max(p.a.shape[-1], p.b.shape[-1])/(256*torch.finfo(dtype).eps))
 
 # %% ../nbs/14_truncated.ipynb #2be83615
 def scores(
@@ -118,6 +118,10 @@ class TruncatedGeometry:
         "Conjugate gradients as the kernel's own product prefers them, see `solve_schur`; None if it does not mind."
         own = getattr(self.kernel, "schur_cg", None)
         return None if own is None else own(s, rhs, tol, max_iter)
+    def recorded(self, s, key, fn, *tensors):
+        "`fn(*tensors)`, replayed where the kernel knows how to"
+        own = getattr(self.kernel, "recorded", None)
+        return fn(*tensors) if own is None else own(s, key, fn, *tensors)
 
 # %% ../nbs/14_truncated.ipynb #c4e689bd
 MOST, SHARE, LEAST = 1 << 24, 8, 1 << 16   # entries kept at most; one pair in so many at most; pairs below which nothing is gained
