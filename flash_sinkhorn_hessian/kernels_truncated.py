@@ -177,7 +177,7 @@ class TritonSparse(Sparse):
     def columns(self): return self.col.int() & 0xFFFF if self.short else self.col
     def tiling(self, k, cfg=None):
         "Rows of a tile, entries a step, warps; then tiles a problem and tiles of rows a program."
-        R, NE, W = cfg or ((8, 64, 4) if k <= 2 else (1, max(16, 512//pow2(k, 64)), 4)); n = self.rows//self.problems
+        R, NE, W = cfg or ((1, 256, 2) if k <= 2 else (1, max(16, 1024//pow2(k, 64)), 2)); n = self.rows//self.problems
         tiles = -(-n//R); per = -(-tiles//4096)
         return R, NE, W, -(-tiles//per), per
     def __matmul__(self, V): return self.times(V)

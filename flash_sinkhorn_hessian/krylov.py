@@ -78,7 +78,7 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
 
 # %% ../nbs/14c_krylov.ipynb #d26a3f39
 @triton.jit(do_not_specialize=_INTS)
-def direction_kernel(r_ptr, p_ptr, fix_ptr, w_ptr, next_ptr, rr_ptr, rp_ptr, table_ptr, gate_ptr, m, k, stride, patience, per, slot, systems, FIX: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
+def direction_kernel(r_ptr, p_ptr, fix_ptr, w_ptr, next_ptr, rr_ptr, rp_ptr, table_ptr, gate_ptr, m, k, stride, patience, per, slot, systems, FIX: tl.constexpr, F: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr):
     "Turn p; `next` is p times the factors w, what the next product reads. The first program of a system keeps its account."
     g = tl.program_id(0); s = tl.program_id(1); b = (s // k).to(tl.int64); c = s % k; G = tl.num_programs(0)
     t = table_ptr + (slot*systems + s)*8; rr = tl.load(t); state = tl.load(t + 5); going = state == 0
@@ -121,7 +121,7 @@ def total_kernel(part_ptr, w_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, n, 
 # %% ../nbs/14c_krylov.ipynb #8c98df94
 class SparseProducts:
     "Products with N and its transpose for conjugate gradients on a truncated kernel."
-    block, room, wait = 16, 0, 2 # steps in a graph, directions kept, blocks before one is recorded
+    block, room, wait = 16, 0, 3 # steps in a graph, directions kept, blocks before one is recorded
     def __init__(self, s, k): # scaled system, columns
         g = s.p.geom; self.K, self.KT = g.kernel, g.T.kernel
         self.r, self.c = (s.bias - g.u0).exp().reshape(-1).contiguous(), (s.T.bias - g.v0).exp().reshape(-1).contiguous()
@@ -197,7 +197,7 @@ class DeviceCG:
         launch(residual_kernel, (self.G, B*k), self.x, self.r, self.p, self.q, self.null, self.U, self.u, self.dots, self.rp, self.rr, self.table, self.n, m, k, self.per, w.P, slot, B*k, NULL=self.balanced, BLOCK=1024)
         fix = self.kept > 0
         if fix: torch.mm(self.P.mT, (self.AP @ self.r[0])/self.D, out=self.fix[0])
-        launch(direction_kernel, (self.G, B*k), self.r, self.p, self.fix if fix else self.r, w.w, w.next, self.rr, self.rp, self.table, self.gate, m, k, w.stride, 60, self.per, slot, B*k, FIX=fix, F=_F[w.next.dtype], BLOCK=1024)
+        launch(direction_kernel, (self.G, B*k), self.r, self.p, self.fix if fix else self.r, w.w, w.next, self.rr, self.rp, self.table, self.gate, m, k, w.stride, 60, self.per, slot, B*k, FIX=fix, F=_F[w.next.dtype], W=_F[w.w.dtype], BLOCK=1024)
     def _block(self, keep=False):
         for t in range(self.prod.block):
             j = self.count
@@ -207,8 +207,7 @@ class DeviceCG:
                 self.AP[j], self.NP[j] = self.q[0, :, 0], self.u[0, :, 0]; self.curve[j] = self.P[j] @ self.AP[j]; self.count += 1
     def _replay(self):
         if self.graph is None:
-            self.graph = torch.cuda.CUDAGraph(); torch.cuda.synchronize()
-            with torch.cuda.graph(self.graph): self._block()
+            self.graph, _ = capture(self._block)
         self.graph.replay()
     def _start(self, b, tol):
         self.x.zero_(); self.U.zero_(); self.r.copy_(b); self.p.copy_(b)
@@ -269,9 +268,8 @@ class Replayed:
         self.calls += 1
         if self.calls < 3 or not tensors[0].is_cuda or INTERPRETED or max(t.numel() for t in tensors) > 1 << 22 or torch.cuda.is_current_stream_capturing(): return fn(*tensors)
         if self.graph is None:
-            g = getattr(s.p.geom, "parent", s.p.geom); self.inputs = [t.clone() for t in tensors]; torch.cuda.synchronize()
-            self.graph, self.alive = torch.cuda.CUDAGraph(), [list(g._known), list(g.T._known)]   # a graph holds addresses, not tensors
-            with torch.cuda.graph(self.graph): self.out = fn(*self.inputs)
+            g = getattr(s.p.geom, "parent", s.p.geom); self.inputs = [t.clone() for t in tensors]
+            self.graph, self.out = capture(lambda: fn(*self.inputs)); self.alive = [list(g._known), list(g.T._known)]   # a graph holds addresses, not tensors
         for mine, t in zip(self.inputs, tensors): mine.copy_(t)
         self.graph.replay()
         return tuple(t.clone() for t in self.out)
