@@ -77,7 +77,7 @@ class ConjugateGradients:
     ):
         self.s, self.tol, self.max_iter, self.ridge, self.info = s, tol, max_iter, ridge, None
 
-    def __call__(self, w:Tensor, z:Tensor) -> tuple: # scaled right-hand sides (..., n, k), (..., m, k)
+    def __call__(self, w:Tensor, z:Tensor) -> tuple: # scaled right-hand sides (..., n, k), (..., m, k); one may be None for zero
         "Both blocks of the solution, in scaled form. Two passes a step."
         s = self.s
         if s.p.symmetric and w is z:
@@ -89,9 +89,9 @@ class ConjugateGradients:
         return self._eliminate(s, w, z)
 
     def _eliminate(self, s, w, z): # solve for the second block; N times it comes along, and gives the first
-        rhs = s.T.project(z - s.T.N(w) if w.any() else z)
+        rhs = s.T.project(z if w is None else -s.T.N(w) if z is None else z - s.T.N(w))
         t, Nt, self.info = solve_schur(s, rhs, self.tol, self.max_iter, self.ridge)
-        return w - Nt, t
+        return -Nt if w is None else w - Nt, t
 
 # %% ../nbs/06_hvp.ipynb #3ef517d1
 SWAP = {"x": "y", "y": "x", "a": "b", "b": "a"}
@@ -214,7 +214,8 @@ def hvp(
         return left, *(one[k]() for k in out)
     run = getattr(p.geom, "recorded", lambda s, key, fn, *t: fn(*t))        # a geometry may replay what it has seen before
     rhs = run(s, ("before", names, same), before, *v.values())
-    x, y = solver(*rhs[2:])
+    moves = {"x": p.tau != 0, "y": True, "b": True}, {"y": p.T.tau != 0, "x": True, "a": True}   # what each block of the right-hand side sees
+    x, y = solver(*(t if any(moves[i].get(k) for k in names) else None for i, t in enumerate(rhs[2:])))
     left, *res = run(s, ("after", names, same, out), after, *rhs, x, y, *v.values())
     if (info := getattr(solver, "info", None)) is not None and not same: info.residual = max(info.residual, left.item())
     return dict(zip(out, res))

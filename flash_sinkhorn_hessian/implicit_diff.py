@@ -64,13 +64,13 @@ class DenseSchur:
             w, Q = torch.linalg.eigh(S); keep = w > (self.floor if cutoff is None else cutoff)
             self.eig = (torch.where(keep, 1/w, 0.), Q)
 
-    def solve(self, w:Tensor, z:Tensor) -> tuple: # scaled right-hand sides (..., n, k), (..., m, k)
+    def solve(self, w:Tensor, z:Tensor) -> tuple: # scaled right-hand sides (..., n, k), (..., m, k); one may be None for zero
         "Both blocks (..., n, k), (..., m, k) of the solution, in scaled form; balanced, the second has no null component."
-        rhs = self.s.T.project(z - self.N.mT @ w)
+        rhs = self.s.T.project(z if w is None else -self.N.mT @ w if z is None else z - self.N.mT @ w)
         if self.eig is None: t = torch.cholesky_solve(rhs, self.factor)
         else: t = self.eig[1] @ (self.eig[0][..., None] * (self.eig[1].mT @ rhs))
         t = self.s.T.project(t)
-        return w - self.N @ t, t
+        return -self.N @ t if w is None else w - self.N @ t, t
 
 # %% ../nbs/04_implicit_diff.ipynb #fe57b224
 def factorise(

@@ -178,7 +178,7 @@ class TritonSparse(Sparse):
     def tiling(self, k, cfg=None):
         "Rows of a tile, entries a step, warps; then tiles a problem and tiles of rows a program."
         R, NE, W = cfg or ((1, 256, 2) if k <= 2 else (1, max(16, 1024//pow2(k, 64)), 2)); n = self.rows//self.problems
-        tiles = -(-n//R); per = -(-tiles//4096)
+        tiles = -(-n//R); per = -(-tiles//2048)
         return R, NE, W, -(-tiles//per), per
     def __matmul__(self, V): return self.times(V)
     def times(self, V, out=None, scale=None, p=None, e=None, next=None, dots=None, gate=None, cfg=None):
@@ -195,7 +195,7 @@ class TritonSparse(Sparse):
         k, (e, q) = len(alpha), (A.shape[-1], V.shape[-1]); F = self.val.dtype
         A, B, V = (t.to(F).contiguous() for t in (A, B, V)); alpha, beta = alpha.contiguous(), beta.contiguous()
         last = int(q > 1 and (q - 1) & (q - 2) == 0)
-        KE, KQ = pow2(e, 64), pow2(q - last, 64); NE, W = cfg or (max(16, 2048//max(KE, KQ)), 4); chunks = -(-(q - last)//KQ)
+        KE, KQ = pow2(e, 64), pow2(q - last, 64); NE, W = cfg or ((16, 1) if e > 16 else (max(16, 2048//max(KE, KQ)), 4)); chunks = -(-(q - last)//KQ)
         out = torch.empty(k, self.rows, q, dtype=torch.float64, device=V.device)
         launch(weighted_kernel, (self.rows, k, chunks), self.crow, self.col, self.val, A, B, alpha, beta, V, out, self.rows, self.width, len(A), len(B), k, e, q,
                warps=W, KE=KE, KQ=KQ, LAST=last, NE=NE, SHORT=self.short, F=_F[F], G=_F[F])
