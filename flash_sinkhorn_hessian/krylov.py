@@ -121,7 +121,7 @@ def total_kernel(part_ptr, w_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, n, 
 # %% ../nbs/14c_krylov.ipynb #8c98df94
 class SparseProducts:
     "Products with N and its transpose for conjugate gradients on a truncated kernel."
-    block, room, wait = 16, 0, 3 # steps in a graph, directions kept, blocks before one is recorded
+    block, room, wait = 8, 0, 5 # steps in a graph, directions kept, blocks before one is recorded
     def __init__(self, s, k): # scaled system, columns
         g = s.p.geom; self.K, self.KT = g.kernel, g.T.kernel
         self.r, self.c = (s.bias - g.u0).exp().reshape(-1).contiguous(), (s.T.bias - g.v0).exp().reshape(-1).contiguous()
