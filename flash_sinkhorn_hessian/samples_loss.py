@@ -71,11 +71,13 @@ def anneal(
     last:bool=True, # finish with a full update of both potentials
     threshold:float=None, # at the last level, stop once no potential moves more than this
     every:int=10,   # steps between two looks
+    alternating:bool=False, # the plain alternating steps instead, from zero potentials, without a last update
 ) -> Annealed:
     "GeomLoss's loop, streamed: symmetric steps down a schedule."
-    step = self_step if p.symmetric else symmetric_step
+    step, last = (alternate, False) if alternating else (self_step if p.symmetric else symmetric_step, last)
     both = lambda p, f, g: shifted(p, (h := update(p, f, g)), h if p.symmetric else update(p.T, g, f))
-    p = p.at(levels[0]); f, g = both(p, torch.zeros_like(p.a), torch.zeros_like(p.b))
+    p, f, g = p.at(levels[0]), torch.zeros_like(p.a), torch.zeros_like(p.b)
+    if not alternating: f, g = both(p, f, g)
     change, at_last = math.nan, 0
     for eps in levels:
         if eps != p.eps: p = p.at(eps)
@@ -156,6 +158,8 @@ class Schedule:
     threshold:float|None=None # stop once no potential moves more than this
     inner_iterations:int=10   # steps between two looks
     backend:str="auto"        # where the arithmetic runs
+    eps_list:tuple|None=None  # the regularisations themselves, instead of all the above
+    alternating:bool=False    # alternating steps instead of symmetric ones
 
     def __post_init__(self):
         for k in ("blur", "diameter", "eps", "threshold"):
@@ -164,6 +168,7 @@ class Schedule:
         for k in ("n_iters", "inner_iterations"):
             if getattr(self, k) is not None: check_count(k, getattr(self, k))
         if not self.use_epsilon_scaling and self.n_iters is None: raise ValueError("n_iters must be given if use_epsilon_scaling=False")
+        for e in self.eps_list or (): check_positive("eps_list", e)
         check_reach(self.reach, self.reach_x, self.reach_y)
         if self.backend not in BACKENDS: raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; got {self.backend!r}")
 
@@ -177,6 +182,7 @@ def schedule_levels(
 ) -> list: # regularisations, in units of the cost
     "The regularisations that a loss steps through."
     eps = s.blur**2 if s.eps is None else s.eps
+    if s.eps_list: return [*map(float, s.eps_list)][:s.n_iters]
     if not s.use_epsilon_scaling: return [eps]*s.n_iters
     blur = math.sqrt(eps)
     return [*blur_schedule(s.diameter or diameter_of(x, y) or blur, blur, s.scaling)[:-1], eps][:s.n_iters]
@@ -204,9 +210,9 @@ class Estimate:
         x, y, s = i.x.double(), i.y.double(), self.s
         m = (x.mean(-2, keepdim=True) + y.mean(-2, keepdim=True))/2
         dtype = torch.float64 if i.x.dtype == torch.float64 else torch.float32
-        p = Problem(make_geometry(self.backend, (x - m).to(dtype), (y - m).to(dtype), i.eps), i.a, i.b, i.rho_x, i.rho_y, own and i.rho_x == i.rho_y)
+        p = Problem(make_geometry(self.backend, (x - m).to(dtype), (y - m).to(dtype), i.eps), i.a, i.b, i.rho_x, i.rho_y, own and i.rho_x == i.rho_y and not s.alternating)
         if state is not None: return Annealed(p, *state)
-        t = anneal(p, self.levels, s.last_extrapolation, s.threshold and s.threshold/i.scale, s.inner_iterations)
+        t = anneal(p, self.levels, s.last_extrapolation, s.threshold and s.threshold/i.scale, s.inner_iterations, s.alternating)
         if s.threshold is not None and not t.change*i.scale < s.threshold:
             _warn(f"threshold={s.threshold:g} was not confirmed in {len(self.levels)} steps: raise n_iters or threshold")
         return t
@@ -302,7 +308,7 @@ class Potentials(Function):
 # %% ../nbs/16_samples_loss.ipynb #dac240d4
 def _schema(kind): # a field of `Schedule` in the language of torch.library
     name = kind.type.__name__ if isinstance(kind.type, type) else str(kind.type)
-    return f"{name.replace(' | None', '?')} {kind.name}"
+    return f"{name.replace('tuple', 'float[]').replace(' | None', '?')} {kind.name}"
 _PROBLEM, _SETTINGS = "Tensor x, Tensor y, Tensor? a, Tensor? b", ", ".join(map(_schema, fields(Schedule)))
 
 def _state(e): return [t for r in e.terms for t in (r.f, r.g, r.f0, r.g0)]
@@ -394,6 +400,8 @@ class SamplesLoss(torch.nn.Module):
         use_epsilon_scaling=True, last_extrapolation=True, # see `Schedule`
         threshold=None, inner_iterations=10, # stop once no potential moves more than this, looking that often
         normalize=False,   # divide weights by their total
+        eps_list=None,     # the regularisations themselves
+        alternating=False, # alternating steps instead of symmetric ones
     ):
         super().__init__()
         check_scope(loss, p, cost, kernel)
@@ -404,7 +412,7 @@ class SamplesLoss(torch.nn.Module):
     def schedule(self) -> Schedule:
         "The settings as they are now."
         return Schedule(*self._settings())
-    def _settings(self): return tuple(getattr(self, k) for k in _FIELDS)
+    def _settings(self): return tuple(tuple(v) if isinstance(v, list) else v for v in (getattr(self, k) for k in _FIELDS))
     def extra_repr(self): return ", ".join(f"{k}={getattr(self, k)!r}" for k in SETTINGS if k in _SHOWN or getattr(self, k) != _DEFAULTS[k])
 
 _FIELDS = tuple(f.name for f in fields(Schedule))
