@@ -110,6 +110,7 @@ class Solution:
         self.moments = Moments(problem, f, g, offset)
         self.cg_info = None                                # how the last linear solve ended
         self._solvers = {}                                 # factorisations, by ridge
+        self._leaves = None                                # what autograd is to differentiate in
 
     @cached_property
     def _second(self): # moments for second derivatives: on the pairs that matter, where they are few
@@ -147,10 +148,18 @@ class Solution:
         "(m,) potential of the second cloud"
         return self._out(self._potentials[1])
     @cached_property
-    def value(self):
-        "scalar (or (B,)): entropic transport cost, from the dual energy: its error is quadratic in that of the potentials"
+    def _value(self):
         p, (f, g) = self.problem, self._potentials
         return self._out(dual_energy(p, f, g, mass=self.moments.marginal.sum(-1)))
+    @property
+    def value(self):
+        "scalar (or (B,)): the value, from the dual energy: its error is quadratic in that of the potentials. Attached to autograd's graph"
+        if self._leaves is None: return self._value
+        leaves, versions = self._leaves
+        if _versions(leaves) != versions:
+            raise RuntimeError("x, y, a or b was changed in place after solve: its value can no longer be differentiated; solve again")
+        from flash_sinkhorn_hessian.autograd import attach
+        return attach(self, *leaves)
     def __repr__(self):
         n, m, d = self.problem.a.shape[-1], self.problem.b.shape[-1], self.inputs.x.shape[-1]
         return (f"{type(self).__name__}(n={n}, m={m}, d={d}, backend={self.backend!r}, converged={self.converged}, "
@@ -175,7 +184,14 @@ def solve(
 ) -> Solution: # value, f, g, converged, n_iter, marginal_error, backend; plan, apply, grad, hvp, hessian, ...
     "Solve entropic optimal transport between two weighted clouds; the derivatives come as methods of the solution."
     inputs = validate(x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
-    return _solve(inputs, tol, max_iter, backend, init, callback)
+    return _attached(_solve(inputs, tol, max_iter, backend, init, callback), x, y, a, b)
+
+def _attached(sol, *leaves):
+    "Remember the user's tensors if autograd is to differentiate in them."
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves): sol._leaves = leaves, _versions(leaves)
+    return sol
+
+def _versions(leaves): return [None if t is None or t.is_inference() else t._version for t in leaves]   # how often each was changed in place
 
 def _mass_shift(i):
     "Size of the constant in the potentials that unequal totals ask for."
@@ -405,9 +421,7 @@ class Divergence(Solution):
     n_iter = property(lambda self: sum(i.n_iter for i in self._infos()), doc="pairs of passes, all three problems")
     marginal_error = property(lambda self: max(i.marginal_error for i in self._infos()), doc="worst L1 marginal error of the three")
     @cached_property
-    def value(self):
-        "scalar (or (B,)): the debiased divergence"
-        return self.xy.value - (self.xx.value + self.yy.value)/2
+    def _value(self): return self.xy.value - (self.xx.value + self.yy.value)/2
     def grad(self, wrt="x"):
         "Gradient of the divergence in x, y, a or b; in a weight, balanced: of mean zero."
         u = check_wrt(wrt, False)[0]
@@ -435,4 +449,5 @@ def divergence(
     xy = _solve(i, tol, max_iter, backend, start[0], callback)
     xx = _solve(own(i.x, i.a), tol, max_iter, backend, start[1], callback, own=True)
     yy = _solve(own(i.y, i.b), tol, max_iter, backend, start[2], callback, own=True)
-    return Divergence(xy, *(SelfTerm(t.inputs, t.problem, t._f, t._g, t.info, t._offset, t.tol) for t in (xx, yy)))
+    div = Divergence(xy, *(SelfTerm(t.inputs, t.problem, t._f, t._g, t.info, t._offset, t.tol) for t in (xx, yy)))
+    return _attached(div, x, y, a, b)
