@@ -80,13 +80,13 @@ def _device_ms(run, units): # None if the work cannot be recorded
     try: from flash_sinkhorn_hessian.kernels_softmin import device_ms; return device_ms(run, reps=1, tries=5)/units
     except Exception: return None
 
-# %% ../nbs/21_bench.ipynb #2aa6039f
-def serve(conn, log:str, env:dict, paths:list):
+# %% ../nbs/21_bench.ipynb #1aa1eaac
+def serve(conn, log:str, paths:list):
     "What a worker does: rows in, answers out."
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for fd in (1, 2): os.dup2(out, fd)
-    os.environ.update(env); sys.path[:] = paths
-    if "BENCH_THREADS" in env: import torch; torch.set_num_threads(int(env["BENCH_THREADS"]))
+    sys.path[:] = paths
+    if "BENCH_THREADS" in os.environ: import torch; torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
     conn.send("ready")
     while (row := conn.recv()) is not None: conn.send(answer(row))
 
@@ -114,7 +114,9 @@ class Worker:
         if threads == 1: env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         context = multiprocessing.get_context("spawn"); self.conn, child = context.Pipe()
         from flash_sinkhorn_hessian.bench import serve # not from __main__: a worker imports this module by its name
-        self.process = context.Process(target=serve, args=(child, self.log, env, list(sys.path)), daemon=True); self.process.start(); child.close()
+        self.process = context.Process(target=serve, args=(child, self.log, list(sys.path)), daemon=True); old = dict(os.environ)
+        try: os.environ.update(env); self.process.start()    # thread pools and caches read these when their library is imported
+        finally: os.environ.clear(); os.environ.update(old); child.close()
     def ask(self, row:dict, timeout:float) -> dict:
         "Send a row, wait for its answer."
         try:
@@ -198,10 +200,14 @@ def machine(device:str) -> dict:
     if device == "cuda": out |= dict(gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda)
     return out
 
+def _short(t): # five digits of a float are more than a clock has
+    if isinstance(t, dict): return {k: _short(v) for k, v in t.items()}
+    return [_short(v) for v in t] if isinstance(t, list) else float(f"{t:.5g}") if isinstance(t, float) else t
+
 def save(document:dict, path):
     "Write the JSON of a run, whole or not at all."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True); part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(document, indent=1, default=str)); os.replace(part, path)
+    part.write_text(json.dumps(_short(document), indent=1, default=str)); os.replace(part, path)
 
 def read(path) -> dict:
     "Read the JSON of a run; `ValueError` if it is none."
@@ -330,7 +336,7 @@ def select(rows:list, args) -> list:
     limits = dict(t.split("=", 1) for t in args.limit)
     def keep(r):
         text = f"{r['suite']} {label(r)} {r['peer']}"; wide = limits.get(r["peer"], limits.get(r["peer"].split(":")[0]))
-        if r["task"] == "floors": return True
+        if r["task"] == "floors": return not (args.skip and re.search(args.skip, "floors"))
         return (not args.only or re.search(args.only, text)) and not (args.skip and re.search(args.skip, text)) and (wide is None or f"{r['n']}x{r['d']}" in wide.split(","))
     return [r for r in rows if keep(r)]
 

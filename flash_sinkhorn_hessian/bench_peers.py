@@ -110,7 +110,7 @@ def _gradient(self, x, y, eps, k, fresh=False):
     def run():
         q = self.problem(x, y, eps) if fresh or not x.is_cuda else p
         f, g = self.loop(q, k); m = Moments(q, f, g)
-        return dual_energy(q, f, g, m.marginal.sum(-1)), grad_points(m)
+        return dual_energy(q, f, g, m.marginal.sum(-1)), grad_points(m).to(x.dtype)
     return run
 
 # %% ../nbs/22_bench_peers.ipynb #b29a323b
