@@ -149,7 +149,7 @@ class Flash(Peer):
         self.step = get("kernels.sinkhorn_flashstyle_sqeuclid", "flashsinkhorn_symmetric_step")
         self.apply = get("kernels.apply_flash", "apply_plan_mat_flashstyle")
         self.schedule, self.diameter = get("kernels._common", "epsilon_schedule"), get("kernels._common", "max_diameter")
-        self.tf32 = self.mode == "tf32"; self.kw = dict(allow_tf32=self.tf32, autotune=self.tune)
+        self.tf32 = self.mode == "tf32"
         self.rounding = "TF32" if self.tf32 else "strict float32"
     def clouds(self, x, y): # as its SamplesLoss prepares them, and uniform weights
         x, y = x.float(), y.float(); mu = (x.mean(-2, keepdim=True) + y.mean(-2, keepdim=True))/2; x, y = x - mu, y - mu
@@ -158,6 +158,9 @@ class Flash(Peer):
             except (ImportError, AttributeError): pass
         w = lambda t: torch.full(t.shape[:-1], 1/t.shape[-2], device=t.device)
         return x.contiguous(), y.contiguous(), w(x), w(y)
+    def kw(self, x): # tuning a kernel takes some four hundred runs of it: minutes, at a hundred thousand points
+        return dict(allow_tf32=self.tf32, autotune=self.tune and x.shape[-2] < 100000)
+    def tuned(self, x): return "" if x.shape[-2] < 100000 else ", not tuned (too large)"
     def only(self, *modes):
         if self.mode not in modes: raise NotOffered(f"the mode {self.mode!r} is for Hessian-vector products alone")
 
@@ -167,8 +170,8 @@ def _flash(method): setattr(Flash, method.__name__.strip("_"), method); return m
 @_flash
 def _alternate(self, x, y, eps, k):
     self.only("tf32", "float32"); x, y, a, b = self.clouds(x, y)
-    run = partial(self.alternating, eps=eps, n_iters=k, cost_scale=1., **self.kw)
-    self.how = f"alternating, {self.rounding}" + (", a loop over the problems" if x.ndim == 3 else "")
+    run = partial(self.alternating, eps=eps, n_iters=k, cost_scale=1., **self.kw(x))
+    self.how = f"alternating, {self.rounding}{self.tuned(x)}" + (", a loop over the problems" if x.ndim == 3 else "")
     if x.ndim == 2: return lambda: run(x, y, a, b)
     return lambda: tuple(map(torch.stack, zip(*(run(*t) for t in zip(x, y, a, b)))))
 @_flash
@@ -176,29 +179,34 @@ def _symmetric(self, x, y, eps, f, g):
     self.only("tf32", "float32"); x, y, a, b = self.clouds(x, y); alpha, beta = x.square().sum(-1), y.square().sum(-1)
     fh, gh, la, lb = f.float() - alpha, g.float() - beta, a.log(), b.log()
     self.how = f"fused symmetric step, {self.rounding}"
-    def run(): s, t = self.step(x, y, fh, gh, la, lb, eps, cost_scale=1., alpha=1., **self.kw); return s + alpha, t + beta
+    def run(): s, t = self.step(x, y, fh, gh, la, lb, eps, cost_scale=1., alpha=1., **self.kw(x)); return s + alpha, t + beta
     return run
 @_flash
 def _product(self, x, y, eps, f, g, V):
     self.only("tf32", "float32"); x, y, a, b = self.clouds(x, y); V = V.float().contiguous()
     fh, gh, la, lb = f.float() - x.square().sum(-1), g.float() - y.square().sum(-1), a.log(), b.log()
-    self.how = f"apply_plan_mat_flashstyle, {self.rounding}"
-    return lambda: self.apply(x, y, fh, gh, la, lb, V, eps=eps, axis=1, cost_scale=1., **self.kw)
+    d, k = x.shape[-1], V.shape[-1]; V = torch.nn.functional.pad(V, (0, -k % d)); parts = [t.contiguous() for t in V.split(d, -1)]
+    self.how = f"apply_plan_mat_flashstyle (d columns a call, {len(parts)} calls), {self.rounding}"
+    one = lambda t: self.apply(x, y, fh, gh, la, lb, t, eps=eps, axis=1, cost_scale=1., **self.kw(x))
+    return (lambda: one(parts[0])[:, :k]) if len(parts) == 1 else lambda: torch.cat([one(t) for t in parts], -1)[:, :k]
 @_flash
 def _gradient(self, x, y, eps, k, fresh=False):
     self.only("tf32", "float32"); x, y = x.float().clone().requires_grad_(), y.float()
-    loss = self.lib.SamplesLoss("sinkhorn", backend="alternating", use_epsilon_scaling=False, eps=eps, n_iters=k, half_cost=False, debias=False, **self.kw)
-    self.how = f"SamplesLoss(backend='alternating'), {self.rounding}"
+    loss = self.lib.SamplesLoss("sinkhorn", backend="alternating", use_epsilon_scaling=False, eps=eps, n_iters=k, half_cost=False, debias=False, **self.kw(x))
+    self.how = f"SamplesLoss(backend='alternating'), {self.rounding}{self.tuned(x)}"
     def run(): value = loss(x, y); return value.detach(), torch.autograd.grad(value, x)[0]
     return run
 
-# %% ../nbs/22_bench_peers.ipynb #29ee9fa3
+# %% ../nbs/22_bench_peers.ipynb #095fc870
+@_flash
+def _tiles(self, x): # one of its kernels tunes itself unless it is told its tiles
+    return {} if self.kw(x)["autotune"] else dict(autotune=False, block_m=64, block_n=64, block_k=32 if x.shape[-1] >= 64 else 16)
 @_flash
 def _hvp(self, x, y, eps, sol, v):
     self.only("float32", "dense"); f, g = sol.f.double(), sol.g.double()
     x, y, a, b = self.clouds(x, y)
     fh, gh = ((t + eps*w.double().log()).float() for t, w in ((f, a), (g, b)))
-    options = dict(use_dense_cg=True) if self.mode == "dense" else dict(autotune=self.tune)
+    options = dict(use_dense_cg=True) if self.mode == "dense" else self.tiles(x)
     one = lambda t: self.lib.hvp_x_sqeuclid_from_potentials(x, y, fh, gh, t, eps=eps, cost_scale=1., **options)
     self.how = "hvp_x_sqeuclid_from_potentials, strict float32" + (", plan in memory" if self.mode == "dense" else "") + (", a loop over the directions" if v.ndim == 3 else "")
     def run():
@@ -213,11 +221,11 @@ def _reach(self, x, y, eps, effort, v=None):
         return run if v is None else lambda: self.at(x, y, eps, *run(), v)
     x, y, a, b = self.clouds(x, y); levels = list(self.schedule(self.diameter(x, y), eps**.5, .5)) + [eps]*k
     self.how = f"eps schedule, then {k} symmetric iterations, {self.rounding}"
-    return lambda: self.annealed(x, y, a, b, use_epsilon_scaling=False, eps_list=levels, cost_scale=1., **self.kw)
+    return lambda: self.annealed(x, y, a, b, use_epsilon_scaling=False, eps_list=levels, cost_scale=1., **self.kw(x))
 @_flash
 def _at(self, x, y, eps, f, g, v): # Hessian-vector product at given potentials
     x, y, a, b = self.clouds(x, y); hat = (t + eps*w.log() for t, w in ((f, a), (g, b)))
-    return self.lib.hvp_x_sqeuclid_from_potentials(x, y, *hat, v.contiguous(), eps=eps, cost_scale=1., autotune=self.tune)[0]
+    return self.lib.hvp_x_sqeuclid_from_potentials(x, y, *hat, v.contiguous(), eps=eps, cost_scale=1., **self.tiles(x))[0]
 @_flash
 def _efforts(self, quantity, target):
     return [(kind, 2**i) for i in range(5, 18, 2 if quantity == "marginal" else 1) for kind in (("alternating", "annealed") if quantity == "marginal" else ("alternating",))]
