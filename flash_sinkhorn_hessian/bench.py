@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ASKED', 'COLUMNS', 'WRONG', 'COLOURS', 'MARKS', 'BAD', 'measure', 'Peak', 'timed', 'serve', 'release', 'answer',
            'brief', 'Worker', 'key', 'label', 'Runner', 'best_ms', 'annotate', 'machine', 'save', 'read', 'write_csv',
-           'cells', 'table', 'markdown', 'plot_rows', 'slope', 'plot_scaling', 'compare', 'compare_table', 'parser',
-           'select', 'to_prewarm', 'prewarm', 'options', 'run', 'main']
+           'cells', 'rich_table', 'markdown', 'plot_rows', 'slope', 'plot_scaling', 'compare', 'compare_table',
+           'parser', 'select', 'to_prewarm', 'prewarm', 'options', 'run', 'cli']
 
 # %% ../nbs/21_bench.ipynb #1f6a46c7
 import argparse
@@ -247,7 +247,7 @@ def cells(row:dict, rows:list) -> tuple: # the texts of COLUMNS, and is the row 
     return (label(row), row["peer"], num("ms"), spread, num("device_ms"), num("cpu_ms"), f"{ratio:.2f}" if ratio else "", num("error", "{:.1e}"), num("of_floor", "{:.0%}"),
             num("half_steps", "{:.1f}"), num("cg", "{}"), num("first_ms"), num("peak_mib", "{:.0f}"), num("cold_s"), status), bool(ratio and ratio < 1 and (row.get("error") or 0) <= WRONG)
 
-def table(rows:list): # rich.table.Table
+def rich_table(rows:list): # rich.table.Table
     "The rows for a terminal; a peer ahead of this package in bold."
     from rich.table import Table
     out = Table(*COLUMNS[:2], box=None, padding=(0, 1))
@@ -401,8 +401,8 @@ def run(args, argv:list) -> dict: # the document
     if args.json: save(document, args.json)
     return document
 
-# %% ../nbs/21_bench.ipynb #7d9d1946
-def main(argv=None) -> int: # exit status: 1 if a comparison found something slower, worse or lost
+# %% ../nbs/21_bench.ipynb #3b7fb74d
+def cli(argv=None) -> int: # exit status: 1 if a comparison found something slower, worse or lost
     "The command line's entry point."
     from rich.console import Console
     argv = sys.argv[1:] if argv is None else list(argv); args = parser().parse_args(argv); console = Console(width=None if sys.stdout.isatty() else 200)
@@ -415,12 +415,12 @@ def main(argv=None) -> int: # exit status: 1 if a comparison found something slo
         args.json = args.json or f"output/bench_{args.command}.json"; document = run(args, argv)
     except ValueError as e: print(f"error: {e}", file=sys.stderr); return 2
     if args.list: return 0
-    console.print(table(document["rows"])); base = Path(args.json).with_suffix("")
+    console.print(rich_table(document["rows"])); base = Path(args.json).with_suffix("")
     write_csv(document, args.csv or f"{base}.csv"); figure = (plot_scaling if args.command == "scaling" else plot_rows)(document["rows"]); figure.savefig(args.plot or f"{base}.png", dpi=150)
     rates = document.get("floors"); note = f"; floors: {rates['exp2']:.3g} exp2/s, {rates['matrix']:.3g} flop/s, {rates['copy']:.3g} B/s" if rates else ""
     print(f"{document['machine'].get('gpu') or document['machine']['cpu']}{note}\nWritten: {args.json}, {args.csv or f'{base}.csv'}, {args.plot or f'{base}.png'}"); return 0
 
 # %% ../nbs/21_bench.ipynb #256e1fa8
 if __name__ == "__main__" and "__file__" in globals():
-    from flash_sinkhorn_hessian.bench import main as _main # by its name, so that workers find the same module
-    sys.exit(_main())
+    from flash_sinkhorn_hessian.bench import cli as _cli # by its name, so that workers find the same module
+    sys.exit(_cli())

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'STEPS', 'ONLY', 'SUITES', 'ALL', 'clouds', 'log_sums', 'marginal_errors', 'l1_error', 'reference',
-           'relative', 'direction', 'task', 'half_step', 'iteration', 'symmetric', 'product', 'value_gradient',
-           'hessian_vector', 'dense_hessian', 'reach', 'cold_start', 'measure_floors', 'forward', 'small', 'backward',
-           'hvp', 'hessian', 'reach_rows', 'memory', 'cold', 'scaling', 'rows_of']
+           'relative', 'direction', 'task', 'half_step', 'iteration', 'symmetric', 'plan_product', 'value_gradient',
+           'hessian_vector', 'dense_hessian', 'time_to_error', 'cold_start', 'measure_floors', 'forward_rows',
+           'small_rows', 'backward_rows', 'hvp_rows', 'hessian_rows', 'solve_rows', 'memory_rows', 'cold_rows',
+           'scaling_rows', 'rows_of']
 
 # %% ../nbs/23_bench_tasks.ipynb #a5d4d6fc
 import math
@@ -108,7 +109,7 @@ def symmetric(peer, row):
     return out | dict(unit="iteration", error=max(marginal_errors(x, y, f1, g, eps)[0], marginal_errors(x, y, f, g1, eps)[1]), error_of="worst marginal")
 
 @task("product")
-def product(peer, row):
+def plan_product(peer, row):
     "The plan times random columns; error: relative, in the Euclidean norm, over a sample of rows."
     x, y, eps = clouds(row); f, g = _state(x, y, eps); V = torch.randn(len(y), row["columns"], generator=torch.Generator().manual_seed(3)).to(x)
     out, answer = timed(peer, peer.product(x, y, eps, f, g, V), row); i = slice(0, 500)
@@ -167,7 +168,7 @@ def _judge(row, x, y, eps): # function of an answer's potentials (or product) ->
     return gradient
 
 @task("reach")
-def reach(peer, row):
+def time_to_error(peer, row):
     "Time of the cheapest solve whose answer is within `target`; efforts grow until then or until `limit` seconds are gone."
     x, y, eps = clouds(row); start, cold, best, target = time.perf_counter(), None, (math.inf, "", 0.), row["target"]; wants_hvp = row["quantity"] == "hvp"
     v = direction(x, row) if wants_hvp else None; want = reference(row, len(x)).hvp(v.double()) if wants_hvp else None
@@ -206,25 +207,25 @@ def _grid(gpu, cpu, o): # the (n, d) of a task, for this device, or those that w
     return [(n, d) for d in o.get("dims") or sorted({d for _, d in known}) for n in o.get("sizes") or sorted({n for n, e in known if e == d} or {n for n, _ in known})]
 def _eps(o, d, default=None): return o.get("eps") or (default if default and not o.get("dims") else [.1*d/6])
 
-def forward(o):
+def forward_rows(o):
     "Half-steps, symmetric iterations, products with the plan."
     rows = [dict(task="half-step", n=n, d=d, eps=e, iterations=20 if o["device"] == "cuda" else 10) for n, d in _grid([(10000, 3), (10000, 64), (50000, 3), (50000, 64)], [(5000, 3), (5000, 64)], o) for e in _eps(o, d)]
     one = _grid([(10000, 3), (10000, 64)], [(2000, 3), (2000, 64)], o)
     rows += [dict(task="symmetric", n=n, d=d, eps=e) for n, d in one for e in _eps(o, d)]
     return rows + [dict(task="product", n=n, d=d, eps=e, columns=c) for n, d in one for e in _eps(o, d) for c in (16, 64)]
-def small(o):
+def small_rows(o):
     "Launch-bound problems, and batches of them."
     n, B = (1000, 256) if o["device"] == "cuda" else (200, 64)
     single = [dict(task="iteration", n=n, d=3, eps=e, iterations=100) for n in o.get("sizes") or [n] for e in _eps(o, 3)]
     return single + [dict(task="iteration", n=256 if o["device"] == "cuda" else 64, d=3, eps=e, iterations=20, batch=B) for e in _eps(o, 3)]
-def backward(o):
+def backward_rows(o):
     "Value and gradient, with the same points again and with new ones."
     rows = [dict(task="value+gradient", n=n, d=d, eps=e, iterations=20) for n, d in _grid([(10000, 64), (10000, 3)], [(3000, 3), (3000, 64)], o) for e in _eps(o, d)]
     if o["device"] == "cuda": rows += [r | dict(fresh=True) for r in rows]
     return rows + [dict(task="value+gradient", n=500, d=3, eps=e, iterations=20) for e in _eps(o, 3, [.05])]
 
-# %% ../nbs/23_bench_tasks.ipynb #27ddba1b
-def hvp(o):
+# %% ../nbs/23_bench_tasks.ipynb #eb704a6f
+def hvp_rows(o):
     "Hessian-vector products: speed, many directions, accuracy where it is hard."
     cuda = o["device"] == "cuda"; n = 10000 if cuda else 1000
     table = [(n, 64, .107), (n, 3, .05), (n, 3, .005)] if not (o.get("sizes") or o.get("dims") or o.get("eps")) else [(n, d, e) for n, d in _grid([(n, 3)], [(n, 3)], o) for e in _eps(o, d)]
@@ -233,24 +234,24 @@ def hvp(o):
     hard = [exact[1] | dict(shift=1000.), exact[1] | dict(size=1e-6)]
     large = [dict(task="hvp", n=200000 if cuda else 10000, d=3, eps=.01, tol=1e-5, check="row sums")]
     return speed + [r | dict(k=16) for r in speed] + ([] if o.get("sizes") or o.get("dims") else exact + hard + large)
-def hessian(o):
+def hessian_rows(o):
     "The dense Hessian of a small problem."
     return [dict(task="hessian", n=n, d=d, eps=e) for n, d in _grid([(200, 2)], [(30, 2), (60, 2)], o) for e in _eps(o, d, [.05])]
-def reach_rows(o):
+def solve_rows(o):
     "Time to a given error of marginals, gradient and Hessian-vector product."
     cuda = o["device"] == "cuda"; n, d = (o.get("sizes") or [10000 if cuda else 1000])[0], (o.get("dims") or [3])[0]; mean = d/6
     rows = [dict(task="reach", quantity="marginal", target=1e-5, n=n, d=d, eps=e) for e in o.get("eps") or [1e-2*mean, 1e-3*mean]]
     m = min(n, 2000 if cuda else 500)
     return rows + [dict(task="reach", quantity=q, target=t, n=m, d=d, eps=e) for q, t in (("gradient", 1e-4), ("hvp", 1e-3)) for e in o.get("eps") or [.1*mean, 1e-2*mean]]
-def memory(o):
+def memory_rows(o):
     "Value and gradient of many points, in a process of its own."
     return [dict(task="value+gradient", n=n, d=d, eps=e, iterations=3, fresh_process=True, error_n=300) for n, d in _grid([(1000000, 3)], [(20000, 3)], o) for e in _eps(o, d)]
-def cold(o):
+def cold_rows(o):
     "A fresh process with empty caches, then a new size."
     return [dict(task="cold", n=n, d=3, eps=.05, iterations=20, fresh_process=True, empty_cache=True) for n in o.get("sizes") or [3000 if o["device"] == "cuda" else 2000]]
 
-# %% ../nbs/23_bench_tasks.ipynb #99a9dac5
-def scaling(o):
+# %% ../nbs/23_bench_tasks.ipynb #14f65756
+def scaling_rows(o):
     "One thing varied at a time: n, d, eps, directions, batch."
     cuda = o["device"] == "cuda"; row = lambda axis, task="half-step", **kw: dict(task=task, axis=axis, **kw)
     ns = o.get("sizes") or ([1000, 3000, 10000, 30000, 100000, 300000, 1000000] if cuda else [100, 300, 1000, 3000, 10000, 20000])
@@ -261,7 +262,7 @@ def scaling(o):
     rows += [row("k", "hvp", n=n, d=3, eps=.05, k=k, error_n=200) for k in (1, 4, 16, 64)]
     return rows + [row("batch", "iteration", n=256 if cuda else 64, d=3, eps=.05, batch=b, iterations=20 if cuda else 5) for b in (1, 4, 16, 64, 256)]
 
-SUITES = dict(forward=forward, small=small, backward=backward, hvp=hvp, hessian=hessian, solve=reach_rows, memory=memory, cold=cold, scaling=scaling)
+SUITES = dict(forward=forward_rows, small=small_rows, backward=backward_rows, hvp=hvp_rows, hessian=hessian_rows, solve=solve_rows, memory=memory_rows, cold=cold_rows, scaling=scaling_rows)
 ALL = ("forward", "small", "backward", "hvp", "hessian", "solve", "cold", "memory")   # in this order by `all`
 
 def rows_of(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flash_sinkhorn_hessian.bench import ASKED, Runner, best_ms, compare, key, label, main, parser, read
+from flash_sinkhorn_hessian.bench import ASKED, Runner, best_ms, cli, compare, key, label, parser, read
 from flash_sinkhorn_hessian.bench_peers import PEERS, expand
 from flash_sinkhorn_hessian.bench_tasks import ALL, SUITES, TASKS, rows_of
 
@@ -18,7 +18,7 @@ def run(*args, path=(), **env):
 def tiny(tmp_path, command, *args):
     "A run of a few points; its document."
     out = tmp_path/f'{command}.json'
-    assert main([command, '--device', 'cpu', '--seconds', '.02', '--threads', '1', '--skip', 'floors|n=2000', '--json', str(out), *map(str, args)]) == 0
+    assert cli([command, '--device', 'cpu', '--seconds', '.02', '--threads', '1', '--skip', 'floors|n=2000', '--json', str(out), *map(str, args)]) == 0
     return read(out)
 
 @pytest.fixture(scope='module')
@@ -49,7 +49,7 @@ def test_compare(first, tmp_path):
     for k in ('ms', 'low_ms', 'high_ms'): slow['rows'][1][k] *= 5
     slow['rows'][2] |= dict(status='failed', note='made up')
     for name, d in (('a', doc), ('b', slow)): (tmp_path/f'{name}.json').write_text(json.dumps(d))
-    assert main(['compare', str(tmp_path/'a.json'), str(tmp_path/'a.json')]) == 0 and main(['compare', str(tmp_path/'a.json'), str(tmp_path/'b.json')]) == 1
+    assert cli(['compare', str(tmp_path/'a.json'), str(tmp_path/'a.json')]) == 0 and cli(['compare', str(tmp_path/'a.json'), str(tmp_path/'b.json')]) == 1
     verdicts = [p['verdict'] for p in compare(doc, slow)]
     assert sorted(verdicts)[:2] == ['lost', 'same'] and verdicts.count('slower') == 1 and [p['verdict'] for p in compare(slow, doc)].count('faster') == 1
 
@@ -98,11 +98,11 @@ def test_scaling_plot(tmp_path):
 @pytest.mark.parametrize('argv, says', [(['forward', '--peers', 'keops'], 'peers must be among'), (['forward', '--peers', 'pot:fast'], 'modes'), (['compare', 'a.json'], 'two files'),
                                         (['forward', 'a.json'], 'takes no files')])
 def test_bad_input(argv, says, capsys):
-    assert main(argv) == 2 and says in capsys.readouterr().err
+    assert cli(argv) == 2 and says in capsys.readouterr().err
 
 def test_bad_file(tmp_path, capsys):
     (tmp_path/'x.json').write_text('[1]')
-    assert main(['compare', str(tmp_path/'x.json'), str(tmp_path/'x.json')]) == 2 and 'no rows' in capsys.readouterr().err
+    assert cli(['compare', str(tmp_path/'x.json'), str(tmp_path/'x.json')]) == 2 and 'no rows' in capsys.readouterr().err
 
 def test_rows():
     "Every suite names tasks and peers that exist; keys are unique; selections keep what they should."
