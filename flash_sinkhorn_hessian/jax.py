@@ -46,22 +46,24 @@ def schur_solve(o:Options, p:Problem, s:Scaled, rhs, ridge=0., max_iter:int=1000
             return project(o, s.root_y, t)
     return lax.custom_linear_solve(matvec, fixed, solve, solve, symmetric=True)
 
-# %% ../nbs/20_jax.ipynb #f49d2aa1
+# %% ../nbs/20_jax.ipynb #c040cd5a
 def response(
     o:Options, p:Problem, f, g,  # potentials (n,), (m,)
     dens_x, dens_y,              # densities of their marginals
     w, wT, ridge=0., max_iter:int=1000, # right-hand sides (n,), (m,) per unit of weight; as for `schur_solve`
 ) -> tuple: # df (n,), dg (m,)
     "How the potentials move. Linear in `w, wT`; points without weight are carried along."
-    if len(p.x) < len(p.y): return response(o.T, p.T, g, f, dens_y, dens_x, wT, w, ridge, max_iter)[::-1]
     s, al, be = scaled(o, p, f, g, dens_x, dens_y), 1 + p.eps/o.rho_x, 1 + p.eps/o.rho_y
     N = lambda t: apply(o, p, s.u, s.v, t[:, None])[:, 0]
     NT = lambda t: apply(o.T, p.T, s.v, s.u, t[:, None])[:, 0]
-    t = schur_solve(o, p, s, s.root_y*wT/be - NT(s.root_x*w/al), ridge, max_iter)
-    dg = jnp.where(p.b > 0, t/jnp.where(p.b > 0, s.root_y, 1.), 0.)
-    mean = lambda o, p, f, g, t: apply(o, p, f/p.eps, g/p.eps, (p.b*t)[:, None])[:, 0]
-    df = (w - mean(o, p, f, g, dg)/dens_x)/al
-    return df, (wT - mean(o.T, p.T, g, f, df)/dens_y)/be
+    mean_y = lambda t: apply(o, p, f/p.eps, g/p.eps, (p.b*t)[:, None])[:, 0]/dens_x       # a row's mean of t
+    mean_x = lambda t: apply(o.T, p.T, g/p.eps, f/p.eps, (p.a*t)[:, None])[:, 0]/dens_y
+    over = lambda t, root: jnp.where(root > 0, t/jnp.where(root > 0, root, 1.), 0.)
+    ws, zs = s.root_x*w/al, s.root_y*wT/be
+    if len(p.x) >= len(p.y): dg = over(schur_solve(o, p, s, zs - NT(ws), ridge, max_iter), s.root_y)
+    else: dg = (wT - mean_x(over(schur_solve(o.T, p.T, s.T, ws - N(zs), ridge, max_iter), s.root_x)))/be
+    df = (w - mean_y(dg))/al
+    return df, (wT - mean_x(df))/be
 
 # %% ../nbs/20_jax.ipynb #bde184f4
 def push(fn, p, dp): # function of a problem, problem, its tangent (symbolic zeros where nothing moves)

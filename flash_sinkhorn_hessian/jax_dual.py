@@ -102,13 +102,15 @@ def gram(o:Options, p:Problem, u, v, t): # biases, and a vector (m,)
         return (), (w*(K @ t)) @ K
     return over_rows(fn, o, p, u, jnp.ones_like(u))[1]
 
-# %% ../nbs/19b_jax_dual.ipynb #e3c050fe
+# %% ../nbs/19b_jax_dual.ipynb #70e17f72
 class Scaled(NamedTuple):
     "The scaled system at a pair of potentials: biases of N, and the square roots of the diagonal."
     u: jax.Array      # (n,)
     v: jax.Array      # (m,)
     root_x: jax.Array # (n,)
     root_y: jax.Array # (m,)
+    @property
+    def T(self): return Scaled(self.v, self.u, self.root_y, self.root_x)
 
 def scaled(o:Options, p:Problem, f, g, dens_x, dens_y): # potentials and densities
     "The scaled system; the diagonal is weight times density, and what a penalty adds."

@@ -140,7 +140,7 @@ def _solve_ott(self,
     else: return Transport(solve(x, y, mu, nu, eps=epsilon, tol=float(threshold)))
     return Transport(solve_on(make, validate(x, y, mu, nu, eps=epsilon), float(threshold)))
 
-# %% ../nbs/18_torch_sinkhorn_hessian.ipynb #f7830d7a
+# %% ../nbs/18_torch_sinkhorn_hessian.ipynb #cce86a62
 @_method
 def _dOTdx(self,
     ot:Transport,
@@ -155,7 +155,7 @@ def _compute_hessian(self,
     "Hessian of the entropic cost in `x`, in closed form; the spectrum is cut at `svd_thr`. Memory (n d)^2."
     s, i = ot.solution, ot.solution.inputs
     m = s.moments
-    if not hasattr(s.problem.geom, "cost"):               # the dense blocks need the cost as an array
+    if not hasattr(s.problem.geom, "plan"):               # the dense blocks need the plan as an array
         m = Moments(Problem(DenseGeometry(s.problem.geom.x, s.problem.geom.y, i.eps), i.a, i.b), s._f, s._g, s._offset)
     system = ScaledSystem(m)
     return hessian_block(DenseHessian(m, factorise(system, cutoff=self.svd_thr)), "x", "x").to(i.x.dtype)
