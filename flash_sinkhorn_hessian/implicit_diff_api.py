@@ -82,7 +82,7 @@ def by_callable(
     t = s.T.project(into(fn(lin, rhs, None if symmetric else lin_t, symmetric)))
     return w - s.N(t), t
 
-# %% ../nbs/19_implicit_diff_api.ipynb #1b7a3781
+# %% ../nbs/19_implicit_diff_api.ipynb #2d7b0022
 def by_name(
     self:ImplicitDiff, s:ScaledSystem, w:Tensor, z:Tensor, # scaled right-hand sides (n, 1), (m, 1)
 ) -> tuple: # (n, 1), (m, 1)
@@ -93,7 +93,6 @@ def by_name(
         if not cg.info.converged and cg.info.residual > 1e3*self.tol:
             _warn(f"conjugate gradients stopped after {cg.info.n_iter} steps at a relative residual of {cg.info.residual:.2g}: raise max_iter or tol")
         return out
-    if not hasattr(s.p.geom, "plan"): raise ValueError(f"solver {self.solver!r} needs the plan as an array: use the dense backend, or solver='cg'")
     if self.solver == "cholesky": return factorise(s, ridge=self.ridge)(w, z)
     return factorise(s, ridge=self.ridge, cutoff=len(s.p.a)*torch.finfo(torch.float64).eps)(w, z)
 

@@ -83,7 +83,7 @@ def keops_error() -> str: # None if KeOps works
         return None if torch.allclose(out, want, atol=1e-5) else "its answer on a test problem is wrong"
     except Exception as e: return f"{type(e).__name__}: {e}"
 
-# %% ../nbs/18_torch_sinkhorn_hessian.ipynb #fd43d0e4
+# %% ../nbs/18_torch_sinkhorn_hessian.ipynb #5bbcb229
 class KeopsGeometry:
     "The Gibbs kernel of two clouds as KeOps lazy tensors: memory proportional to (n + m) d."
     name = "keops"
@@ -98,11 +98,13 @@ class KeopsGeometry:
     def _scores(self, v):
         cost = ((self._row(self.x) - self._column(self.y))**2).sum(-1)
         return self._column(v.clamp_min(-1e300)[:, None]) - cost/self.eps
+    def plan(self, u, v): # (n, m), for small problems and whoever asks
+        return DenseGeometry(self.x, self.y, self.eps).plan(u, v)
     def lse(self, v, guess=None): return self._scores(v).logsumexp(1)[:, 0]
-    def apply(self, u, v, V): return (self._row(u[:, None]) + self._scores(v)).exp().__mul__(self._column(V)).sum(1)
+    def apply(self, u, v, V): return ((self._row(u[:, None]) + self._scores(v)).exp()*self._column(V)).sum(1)
     def weighted(self, u, v, A, B, alpha, beta, V):
-        K, one = (self._row(u[:, None]) + self._scores(v)).exp(), lambda k: len(B) > 1 and B[k] if len(B) > 1 else B[0]
-        score = lambda k: (self._row(A[k])*self._column(one(k))).sum(-1) + self._row(alpha[k][:, None]) + self._column(beta[k][:, None])
+        K = (self._row(u[:, None]) + self._scores(v)).exp()
+        score = lambda k: (self._row(A[k])*self._column(B[k % len(B)])).sum(-1) + self._row(alpha[k][:, None]) + self._column(beta[k][:, None])
         return torch.stack([(K*score(k)*self._column(V)).sum(1) for k in range(len(A))])
 
 # %% ../nbs/18_torch_sinkhorn_hessian.ipynb #7a77a925
@@ -140,7 +142,7 @@ def _solve_ott(self,
     else: return Transport(solve(x, y, mu, nu, eps=epsilon, tol=float(threshold)))
     return Transport(solve_on(make, validate(x, y, mu, nu, eps=epsilon), float(threshold)))
 
-# %% ../nbs/18_torch_sinkhorn_hessian.ipynb #cce86a62
+# %% ../nbs/18_torch_sinkhorn_hessian.ipynb #aa95c0d0
 @_method
 def _dOTdx(self,
     ot:Transport,
@@ -153,12 +155,8 @@ def _compute_hessian(self,
     ot:Transport,
 ) -> Tensor: # (n, d, n, d)
     "Hessian of the entropic cost in `x`, in closed form; the spectrum is cut at `svd_thr`. Memory (n d)^2."
-    s, i = ot.solution, ot.solution.inputs
-    m = s.moments
-    if not hasattr(s.problem.geom, "plan"):               # the dense blocks need the plan as an array
-        m = Moments(Problem(DenseGeometry(s.problem.geom.x, s.problem.geom.y, i.eps), i.a, i.b), s._f, s._g, s._offset)
-    system = ScaledSystem(m)
-    return hessian_block(DenseHessian(m, factorise(system, cutoff=self.svd_thr)), "x", "x").to(i.x.dtype)
+    s = ot.solution
+    return s._out(hessian_block(DenseHessian(s.moments, factorise(s._system, cutoff=self.svd_thr)), "x", "x"))
 
 # %% ../nbs/18_torch_sinkhorn_hessian.ipynb #4d1aba91
 @_method
