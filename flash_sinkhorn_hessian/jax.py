@@ -126,7 +126,7 @@ def _pair(partials, dp, like): # <gradient, direction>, over what moves
     moving = {k: t for k, t in dp._asdict().items() if not isinstance(t, SymbolicZero)}
     return sum(((partials[k]()*t).sum() for k, t in moving.items()), jnp.zeros_like(like))
 
-# %% ../nbs/20_jax.ipynb #817da680
+# %% ../nbs/20_jax.ipynb #f12537d2
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def self_potential(o:Options, p:Problem, tol): # both clouds of p are the same
     "f (n,), Info: `solve_self` with a derivative, in `p.x`, `p.a` and `p.eps`."
@@ -143,8 +143,11 @@ def _self_rule(o, primals, tangents):
     if moved is None: return out, _at_rest(out)
     s, w, al = scaled(o, p, f, f, dens, dens), -p.eps*moved/dens, 1 + p.eps/o.rho_x
     N = lambda t: apply(o, p, s.u, s.v, t[:, None])[:, 0]
-    tol = 1e-12 if w.dtype == jnp.float64 else 1e-6
-    solve = lambda matvec, r: cg(matvec, r, tol)[0]
+    if is_small(o, *map(len, p[:2])):
+        fixed = lax.stop_gradient((p, s))
+        factor = jax.scipy.linalg.cho_factor(jnp.eye(len(w), dtype=w.dtype) + jnp.exp(scores(fixed[0], fixed[1].u, fixed[1].v)))
+        solve = lambda _, r: jax.scipy.linalg.cho_solve(factor, r)
+    else: solve = lambda matvec, r: cg(matvec, r, 1e-12 if w.dtype == jnp.float64 else 1e-6)[0]
     t = lax.custom_linear_solve(lambda t: t + N(t), s.root_x*w/al, solve, solve, symmetric=True)
     df = jnp.where(p.a > 0, t/jnp.where(p.a > 0, s.root_x, 1.), 0.)
     return out, ((w - apply(o, p, f/p.eps, f/p.eps, (p.a*df)[:, None])[:, 0]/dens)/al, _at_rest(info))
