@@ -1,0 +1,190 @@
+"""JAX against exact answers, against PyTorch and against OTT-JAX: value 1e-10, gradient 1e-9, Hessian 1e-8, in float64."""
+import subprocess, sys, warnings
+from pathlib import Path
+
+import numpy as np, pytest, torch
+
+import flash_sinkhorn_hessian as package
+from flash_sinkhorn_hessian import ConvergenceWarning, TorchSinkhornHessian
+from flash_sinkhorn_hessian.core import random_problem
+from sync import ROOT
+
+DATA = np.load(Path(__file__).with_name('reference.npz'))
+VALUE, GRADIENT, HESSIAN = 1e-10, 1e-9, 1e-8
+CASES = 'uniform', 'weighted', 'unbalanced'
+
+def rel(got, want): return float(np.linalg.norm(np.asarray(got) - np.asarray(want))/np.linalg.norm(np.asarray(want)))
+
+# Without JAX: one test, which needs none.
+HIDE = 'import sys\nfor k in ("jax", "jaxlib", "ott", "lineax"): sys.modules[k] = None\nsys.path.insert(0, %r)\n' % str(ROOT)
+
+def test_without_jax():
+    "Everything else works, and asking for the JAX class says what to install."
+    code = HIDE + '''
+import torch, flash_sinkhorn_hessian as p
+assert p.solve(torch.rand(4, 2), torch.rand(5, 2), eps=.1).converged and p.TorchSinkhornHessian()
+try: from flash_sinkhorn_hessian import SinkhornHessian
+except ImportError as e: assert 'flash_sinkhorn_hessian[jax]' in str(e), e
+else: raise AssertionError
+try: p.nothing
+except AttributeError as e: assert 'nothing' in str(e)
+'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+def test_importing_the_package_leaves_jax_alone():
+    code = f'import sys; sys.path.insert(0, {str(ROOT)!r}); import flash_sinkhorn_hessian; assert "jax" not in sys.modules'
+    assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+try: import jax
+except ImportError: jax = None
+needs_jax = pytest.mark.skipif(jax is None, reason='needs JAX')
+if jax is not None:
+    import jax.numpy as jnp
+    jax.config.update('jax_enable_x64', True)
+    from flash_sinkhorn_hessian import SinkhornHessian
+    from flash_sinkhorn_hessian.jax import divergence, reg_ot_cost
+    from flash_sinkhorn_hessian.jax_sinkhorn_hessian import ImplicitDiff, product
+
+def stored(case): return [jnp.asarray(DATA[f'{case}/{k}']) for k in 'xyab']
+def reach(case):
+    rho = float(DATA[f'{case}/rho_x'])
+    return {} if np.isinf(rho) else dict(reach=rho**.5)
+def arrays(p, *names): return [jnp.asarray(p[k].numpy()) for k in names or 'xyab']
+
+@pytest.fixture(scope='module')
+def everything():
+    "Value, gradients and all Hessian blocks of both costs, compiled once for balanced and once for unbalanced."
+    made = {}
+    def get(tag, case):
+        key = tag, case == 'unbalanced'
+        if key not in made:
+            fn, kw = {'ot': reg_ot_cost, 'div': divergence}[tag], reach(case)
+            loss = lambda x, y, a, b, eps: fn(x, y, a, b, eps, tol=1e-13, **kw)
+            made[key] = jax.jit(lambda *t: (loss(*t), jax.grad(loss, (0, 1, 2, 3))(*t), jax.hessian(loss, (0, 1, 2, 3))(*t)))
+        return made[key](*stored(case), float(DATA[f'{case}/eps']))
+    return get
+
+@needs_jax
+@pytest.mark.parametrize('tag,case', [('ot', 'uniform'), ('ot', 'weighted'), *(('div', c) for c in CASES), pytest.param('ot', 'unbalanced', marks=pytest.mark.slow)])
+def test_against_exact_answers(everything, tag, case):
+    value, gradient, hessian = everything(tag, case)
+    assert rel(value, DATA[f'{case}/{tag}_value']) <= VALUE
+    for g, k in zip(gradient, 'xyab'): assert rel(g, DATA[f'{case}/{tag}_grad_{k}']) <= GRADIENT, k
+    for row, u in zip(hessian, 'xyab'):
+        for H, v in zip(row, 'xyab'):
+            if f'{case}/{tag}_hess_{u}{v}' in DATA: assert rel(H, DATA[f'{case}/{tag}_hess_{u}{v}']) <= HESSIAN, (u, v)
+
+@needs_jax
+@pytest.mark.parametrize('n,m', [(9, 21), pytest.param(21, 9, marks=pytest.mark.slow)])
+def test_against_pytorch_in_tiles(n, m):
+    "Rows cut into tiles, conjugate gradients in place of Cholesky, one weight zero, clouds far from the origin."
+    p = random_problem(n, m, 5, seed=n); p['a'][0] = 0; p['a'] /= p['a'].sum(); p['x'] += 30; p['y'] += 29
+    sol = package.divergence(**p, eps=.3, tol=1e-13)
+    x, y, a, b = arrays(p); v = np.random.default_rng(0).standard_normal((n, 5)); w = np.random.default_rng(1).standard_normal(n)
+    loss = lambda x, a: divergence(x, y, a, b, .3, tol=1e-13, batch_size=4)
+    run = jax.jit(lambda x, a, v, w: (loss(x, a), *jax.jvp(lambda x, a: jax.grad(loss, (0, 1))(x, a), (x, a), (v, w))))
+    value, (gx, ga), (hx, ha) = run(x, a, jnp.asarray(v), jnp.asarray(w))
+    v, w = torch.from_numpy(v), torch.from_numpy(w)
+    assert rel(value, sol.value) <= VALUE and rel(gx, sol.grad('x')) <= GRADIENT and rel(ga, sol.grad('a')) <= GRADIENT
+    assert rel(hx, sol.hvp(v) + sol.hvp(w, ('x', 'a'))) <= HESSIAN and rel(ha, sol.hvp(v, ('a', 'x')) + sol.hvp(w, 'a')) <= HESSIAN
+
+@needs_jax
+@pytest.mark.parametrize('n,m', [(15, 17), (17, 15)])
+def test_class_in_both_frameworks(n, m):
+    p = random_problem(n, m, seed=m); t = list(p.values()); j = arrays(p)
+    A = np.random.default_rng(0).standard_normal((n, 3))
+    S, T = SinkhornHessian(), TorchSinkhornHessian()
+    s, o = S.solve_ott(*j, .1, 1e-13), T.solve_ott(*t, .1, 1e-13)
+    for k in ('reg_ot_cost', 'matrix', 'f', 'g', 'a', 'b'): assert rel(getattr(s, k), getattr(o, k)) <= VALUE, k
+    assert rel(S.dOTdx(s), T.dOTdx(o)) <= GRADIENT and rel(S.compute_hessian(s), T.compute_hessian(o)) <= 1e-9
+    for tau2 in (0., 1e-5, 1e-2): assert rel(S.hessian_vector_product(s, jnp.asarray(A), tau2), T.hessian_vector_product(o, torch.from_numpy(A), tau2)) <= 1e-9
+    want = T.compute_hessian(o)
+    for name in ('analytical', 'implicit', 'unroll')[:3 if n < m else 1]: assert rel(getattr(S, f'hess_loss_{name}')(*j, .1, 1e-11), want) <= HESSIAN, name
+
+@needs_jax
+def test_against_ott_jax():
+    pytest.importorskip('ott')
+    from ott.geometry import pointcloud
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import implicit_differentiation, sinkhorn
+    x, y, a, b = stored('weighted'); eps = float(DATA['weighted/eps'])
+    def theirs(x):
+        solver = sinkhorn.Sinkhorn(threshold=1e-13, use_danskin=False, implicit_diff=implicit_differentiation.ImplicitDiff(solver_kwargs=dict(rtol=1e-12, atol=1e-12)))
+        return solver(linear_problem.LinearProblem(pointcloud.PointCloud(x, y, epsilon=eps), a, b)).reg_ot_cost
+    ours = lambda x: reg_ot_cost(x, y, a, b, eps, tol=1e-13)
+    both = [jax.jit(lambda x: (fn(x), jax.grad(fn)(x), jax.hessian(fn)(x)))(x) for fn in (ours, theirs)]
+    for got, want, bound in zip(*both, (VALUE, GRADIENT, HESSIAN)): assert rel(got, want) <= bound
+
+@needs_jax
+def test_implicit_diff_in_both_frameworks():
+    from flash_sinkhorn_hessian.implicit_diff_api import ImplicitDiff as Torch
+    for n, m in ((11, 8),):
+        p = random_problem(n, m, seed=n); s, o = SinkhornHessian().solve_ott(*arrays(p), .2, 1e-13), package.solve(**p, eps=.2, tol=1e-13)
+        gr = [torch.sin(torch.arange(float(k))).double() for k in (n, m)]; gr[1] += (gr[0].sum() - gr[1].sum())/m
+        free = lambda u, v, r, c, h: np.add.outer(np.asarray(u)/(1 if h == 'identity' else np.asarray(r)), np.asarray(v)/(1 if h == 'identity' else np.asarray(c)))
+        for h in ('identity', 'eps_log'):
+            got = free(*jax.jit(lambda gr, s: ImplicitDiff('cg', h).solve(gr, s))(tuple(jnp.asarray(t.numpy()) for t in gr), s), p['a'], p['b'], h)
+            assert rel(got, free(*Torch('cholesky', h).solve(gr, o), p['a'], p['b'], h)) <= HESSIAN, (n, h)
+
+@needs_jax
+@pytest.mark.slow
+def test_third_derivative():
+    x, y, a, b = stored('weighted'); eps = float(DATA['weighted/eps']); v = jnp.sin(x)
+    second = lambda k: jax.grad(jax.grad(lambda k: reg_ot_cost(x + k*v, y, a, b, eps)))(k)
+    run = jax.jit(lambda k: jax.jvp(second, (k,), (1.,)))
+    fd = (run(1e-4)[0] - run(-1e-4)[0])/2e-4
+    assert abs(run(0.)[1] - fd) <= 1e-5*abs(fd)
+
+@needs_jax
+def test_float32_stays_float32():
+    p = random_problem(30, 20); q = [t.astype(jnp.float32) for t in arrays(p)]
+    want = package.solve(**p, eps=.1).grad('x')
+    v, g = jax.jit(jax.value_and_grad(lambda x: reg_ot_cost(x, *q[1:], .1)))(q[0])
+    assert v.dtype == g.dtype == jnp.float32 and rel(g, want) < 1e-4
+
+@needs_jax
+def test_product_is_compiled_once_and_needs_linear_memory():
+    n = 3000
+    s = [jax.ShapeDtypeStruct(k, jnp.float64) for k in ((n, 3), (n, 3), (n,), (n,), ())]
+    from flash_sinkhorn_hessian.jax_dual import Problem
+    lowered = product.lower(Problem(*s), s[2], s[3], s[0], 100, s[4])
+    assert lowered.compile().memory_analysis().temp_size_in_bytes < 8*n*n/8
+    S = SinkhornHessian(); p = random_problem(9, 7); ot = S.solve_ott(*arrays(p)); S.hessian_vector_product(ot, jnp.ones((9, 3))); before = product._cache_size()
+    ot = S.solve_ott(*arrays(random_problem(9, 7, seed=5)), epsilon=.3); S.hessian_vector_product(ot, jnp.zeros((9, 3)), tau2=0.)
+    assert product._cache_size() == before
+
+BAD = {'a total': (dict(a=2.), 'a must sum to 1'), 'nan': (dict(x=np.nan), 'x must be finite'), 'eps': (dict(eps=0.), 'eps must be positive'), 'eps string': (dict(eps='1'), 'eps must be a positive number'),
+       'dimension': (dict(y=None), 'points of the same dimension'), 'weights': (dict(b=None), 'b must have shape')}
+@needs_jax
+@pytest.mark.parametrize('name', BAD)
+def test_the_same_errors_in_both_frameworks(name):
+    "One wrong argument, two frameworks, one message."
+    p = random_problem(6, 5); (k, v), = BAD[name][0].items()
+    if isinstance(v, float) and k in p: p[k] = p[k]*v
+    elif v is None: p[k] = p[k][:, :1] if k == 'y' else p[k][:3]
+    eps, j = v if k == 'eps' else .1, arrays(p)
+    with pytest.raises((TypeError, ValueError), match=BAD[name][1]) as one: package.solve(**p, eps=eps)
+    with pytest.raises(type(one.value)) as two: reg_ot_cost(*j, eps)
+    assert str(one.value) == str(two.value)
+    if k in 'xy':
+        with pytest.raises(type(one.value), match=BAD[name][1]): SinkhornHessian().solve_ott(*j, eps)
+
+@needs_jax
+def test_wrong_kinds_and_options():
+    x, y, a, b = arrays(random_problem(6, 5))
+    for bad, words in ((lambda: reg_ot_cost(np.ones((2, 2)), y, a, b, .1), 'x must be a jax.Array'), (lambda: reg_ot_cost(x[None], y, a, b, .1), 'jax.vmap'),
+                       (lambda: reg_ot_cost(x, y.astype(int), a, b, .1), 'y must have a floating-point dtype'), (lambda: reg_ot_cost(x, y, a, b, .1, max_iter=0), 'max_iter must be'),
+                       (lambda: divergence(x, y, a, b, .1, reach_x=1.), 'reach_x and reach_y must agree'), (lambda: reg_ot_cost(x, y, a, b, .1, reach=-1.), 'reach must be positive'),
+                       (lambda: SinkhornHessian().solve_ott(x, y, b, b), 'mu must have shape'), (lambda: ImplicitDiff('lu'), 'solver must be')):
+        with pytest.raises((TypeError, ValueError), match=words): bad()
+
+@needs_jax
+def test_not_converged_is_said():
+    x, y, a, b = arrays(random_problem(6, 5))
+    with pytest.warns(ConvergenceWarning, match='marginal_error'):
+        jax.vmap(lambda e: reg_ot_cost(x, y, a, b, e, max_iter=2))(jnp.asarray([.1, .2])).block_until_ready(); jax.effects_barrier()
+    with pytest.warns(ConvergenceWarning, match='threshold'): SinkhornHessian().solve_ott(x, y, a, b, .1, 1e-30)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        reg_ot_cost(x, y, None, None, .1).block_until_ready(); jax.effects_barrier()
