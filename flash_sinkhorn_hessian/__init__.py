@@ -5,6 +5,7 @@ from .solve import solve, divergence, Solution, Divergence
 from .autograd import ot_cost, sinkhorn_divergence
 from .samples_loss import SamplesLoss
 from .torch_sinkhorn_hessian import TorchSinkhornHessian
+from .implicit_diff_api import ImplicitDiff
 
 def __getattr__(name):
     "What needs JAX is imported when it is asked for."
