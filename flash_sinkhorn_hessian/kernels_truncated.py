@@ -56,11 +56,10 @@ def coarse(
     return prepare(flat(geom.x), flat(geom.y), geom.eps, geom.radii, exact=geom.x.shape[-1] <= 8)
 
 def pairs(
-    s:Scores, bounds:tuple, deep:float, # operands, `limits`, `depth`
+    s:Scores, bounds:tuple, deep:float, slack:float=.25, # operands, `limits`, `depth`, bits of slack
 ) -> tuple: # row pointers (B n + 1,), columns (entries,), or None if too many
-    "Row pointers and columns of the pairs that matter."
+    "Row pointers and columns of the pairs that matter; slack in bits, for the rounding of coarse scores."
     dev = s.sqx.device; N, M = s.x.blocks*BLOCK, s.y.blocks*BLOCK
-    slack = .25                                           # bits, for the rounding of coarse scores
     def bits(t, sq, n, add): # natural to bits, padded with -inf
         out = torch.full((s.batch, sq.shape[1]), -torch.inf, dtype=torch.float64, device=dev)
         out[:, :n] = t.reshape(s.batch, -1)*LOG2E - sq[:, :n] + add
@@ -203,10 +202,12 @@ class TritonSparse(Sparse):
 
 # %% ../nbs/14b_kernels_truncated.ipynb #f1ae9113
 def _truncate(self, bounds, deep, u0, v0, symmetric):
+    size = 2*LOG2E/self.eps*self.radii[0]*self.radii[1]                    # of the largest product, in bits
+    if size > 1e6: return None                                             # half precision cannot tell any more
     s = coarse(self); flat = lambda t: t.reshape(-1, t.shape[-1]).contiguous()
     X, Y, u, v = flat(self.x), flat(self.y), u0.reshape(-1).contiguous(), v0.reshape(-1).contiguous()
     def half(s, bounds, X, Y, u, v):
-        if (found := pairs(s, bounds, deep)) is None: return None
+        if (found := pairs(s, bounds, deep, .25 + 2e-6*size)) is None: return None
         crow, col = found; val = torch.empty(len(col), dtype=X.dtype, device=X.device); D = X.shape[1]; ND = pow2(D, 64)
         launch(entries_kernel, (len(X),), crow, col, X, Y, u, v, val, len(X), 1/self.eps, D=D, NE=max(16, 1024//ND), ND=ND, F=_F[X.dtype])
         return TritonSparse(crow, col, val, len(Y), s.batch)

@@ -146,9 +146,10 @@ def find_pairs(
     "The pairs that matter, strip by strip."
     x, y = (t.reshape(-1, *t.shape[-2:]) for t in (geom.x, geom.y)); B, n, m = len(x), x.shape[-2], y.shape[-2]
     flat = [[t.reshape(B, -1) for t in pair] for pair in bounds]; rows = max(1, (1 << 21)//m); counts, cols = [], []
+    size = (x.square().sum(-1).max() + y.square().sum(-1).max()).item()/geom.eps; slack = .2 + 4*torch.finfo(x.dtype).eps*size    # for the rounding of the scores
     for b in range(B):
         for i in range(0, n, rows):
-            keep = torch.stack([scores(x[b, i:i+rows], y[b], geom.eps, r[b, i:i+rows], c[b]) for r, c in flat]).amax(0) > -deep - .2
+            keep = torch.stack([scores(x[b, i:i+rows], y[b], geom.eps, r[b, i:i+rows], c[b]) for r, c in flat]).amax(0) > -deep - slack
             counts.append(keep.sum(1)); cols.append((keep.nonzero()[:, 1] + b*m).int())
     crow = torch.cat([torch.zeros(1, dtype=torch.int64, device=x.device), torch.cat(counts).cumsum(0)])
     return crow.int(), torch.cat(cols)
