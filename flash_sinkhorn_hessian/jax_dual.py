@@ -6,7 +6,7 @@
 __all__ = ['DIRECT', 'WHOLE', 'TILE', 'CHOLESKY', 'Problem', 'Options', 'scores', 'rows_at_a_time', 'over_rows', 'apply',
            'densities', 'gram', 'Scaled', 'scaled', 'project', 'is_small', 'schur_factor', 'cg', 'State', 'conjugate',
            'dual_value', 'evaluate', 'sinkhorn_direction', 'newton_direction', 'Loop', 'choose', 'accepts', 'advance',
-           'Info', 'solve_dual', 'log_density', 'solve_self']
+           'Info', 'solve_dual', 'log_density', 'self_step', 'solve_self']
 
 # %% ../nbs/19b_jax_dual.ipynb #a2250573
 import math
@@ -297,11 +297,20 @@ def _round(o, at, levels, w, tol): # one round of the loop
     t = evaluate(o, at(w.level + up), w.s.g + move.astype(dg.dtype))
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), advance(w, t, up, newton | search, here.eps), w)
 
-# %% ../nbs/19b_jax_dual.ipynb #058937d4
+# %% ../nbs/19b_jax_dual.ipynb #3583a991
 def log_density(o:Options, p:Problem, f): # both clouds of p the same
     "(n,) log of the marginal density of a cloud with itself"
     fn = lambda x, u, w: (u + jax.nn.logsumexp(scores(p._replace(x=x), 0*u, f/p.eps + jnp.log(p.b)), axis=-1), ())
     return over_rows(fn, o, p, f/p.eps, p.a)[0]
+
+def self_step(o:Options, p:Problem, f, res, newton): # potential, its log-residual, is it close enough for Newton?
+    "(n,) how the potential moves: Newton's step for a small cloud near the solution, half of Sinkhorn's otherwise."
+    half, tau = .5*p.eps*res/(1 + p.eps/o.rho_x), p.eps/o.rho_x
+    if not is_small(o, len(f), len(f)): return half
+    def step():
+        P = jnp.exp(scores(p, f/p.eps, f/p.eps))*p.b
+        return p.eps*jnp.linalg.solve(P/P.sum(1)[:, None] + (1 + tau)*jnp.eye(len(f), dtype=f.dtype), res)
+    return lax.cond(newton, step, lambda: half)
 
 def solve_self(
     o:Options, p:Problem, tol, # a problem whose clouds and weights agree
@@ -316,7 +325,8 @@ def solve_self(
         err = 2*(p.a*jnp.abs(jnp.exp(want) - jnp.exp(want - res))).sum()
         since, best = jnp.where((err < .9*best) | (k < levels), 0, since + 1), jnp.where(k < levels, jnp.inf, jnp.minimum(best, err))
         stay = (k >= levels) & (err <= tol)
-        return jnp.where(stay, f, f + .5*here.eps*res/(1 + here.eps/o.rho_x)).astype(f.dtype), k + 1, err, it + 1, best, since
+        move = self_step(o, here, f, res, (k >= levels) & (abs(res).max() < 1))
+        return jnp.where(stay, f, f + move).astype(f.dtype), k + 1, err, it + 1, best, since
     inf = jnp.full_like(levels, jnp.inf)
     f, k, err, it, _, _ = lax.while_loop(go, step, (jnp.zeros_like(p.a), 0*levels, inf, 0, inf, 0))
     mass = (p.a*jnp.exp(-f/o.rho_x)).sum()

@@ -55,12 +55,12 @@ class Transport(NamedTuple):
         return jnp.outer(self.a, self.b)*jnp.exp(scores(self.problem, f/self.problem.eps, g/self.problem.eps))
     def __repr__(self): return f"Transport(n={len(self.a)}, m={len(self.b)}, reg_ot_cost={self.reg_ot_cost}, marginal_error={self.marginal_error})"
 
-# %% ../nbs/20b_jax_sinkhorn_hessian.ipynb #1e797c9c
+# %% ../nbs/20b_jax_sinkhorn_hessian.ipynb #66172cb1
 @jax.jit
 def transport(x, y, a, b, eps, tol): # arrays of one dtype
     "Solve, and give everything that `Transport` holds."
     p, c = centre(Options(), x, y, a, b, eps)
-    f, g, info = optimal_potentials(Options(), p, tol)
+    f, g, info = solve_dual(Options(), p, tol)             # to differentiate, use `reg_ot_cost`
     F, G = f + 2*p.x @ c + c @ c, g - 2*p.y @ c
     half = (p.a @ F - p.b @ G)/2
     value = info.value + 2*c @ (p.a @ p.x - p.b @ p.y) + c @ c
