@@ -221,11 +221,13 @@ def hvp(
     return dict(zip(out, res))
 
 def closing(m, s, same, w, wT, ws, wsT, x, y):
-    "Response of both potentials, (..., k, n) and (..., k, m), and the largest relative residual: the closing half sweep."
-    zT = torch.where(s.T.root > 0, y/s.T.root, 0.)
-    z = x/s.root if s.full else (w - m.p.geom.apply(m.u, m.wide_v, zT)) / s.alpha[..., None]
+    "Response of both potentials, (..., k, n) and (..., k, m), and the largest relative residual: the closing half sweep, over the block that was solved for."
+    p, first = m.p, s.p.a.shape[-1] < s.p.b.shape[-1]             # was it the first block?
+    z, zT = (torch.where(t.root > 0, h/t.root, 0.) for t, h in ((s, x), (s.T, y)))
+    if same or first or not s.full: old, z = z, z if same and s.full else (w - p.geom.apply(m.u, m.wide_v, zT)) / s.alpha[..., None]
     if same: return z.mT, z.mT, z.new_zeros(())
+    moved = s.root*(z - old) if first else None
     old, zT = zT, (wT - m.T.p.geom.apply(m.v, m.T.wide_v, z)) / s.T.alpha[..., None]
     norm = lambda t: torch.linalg.vector_norm(t, dim=-2)
-    left = norm(s.T.root*(zT - old))/torch.hypot(norm(ws), norm(wsT)).clamp_min(torch.finfo(zT.dtype).tiny)
+    left = norm(s.T.root*(zT - old) if moved is None else moved)/torch.hypot(norm(ws), norm(wsT)).clamp_min(torch.finfo(zT.dtype).tiny)
     return z.mT, zT.mT, left.amax()
