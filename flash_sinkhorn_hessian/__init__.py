@@ -3,6 +3,7 @@ __version__ = "0.1.0"
 from .core import ConvergenceWarning
 from .solve import solve, divergence, Solution, Divergence
 from .torch_sinkhorn_hessian import TorchSinkhornHessian
+from .implicit_diff_api import ImplicitDiff
 
 def __getattr__(name):
     "What needs JAX is imported when it is asked for."
