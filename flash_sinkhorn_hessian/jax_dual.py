@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DIRECT', 'WHOLE', 'TILE', 'CHOLESKY', 'Problem', 'Options', 'scores', 'rows_at_a_time', 'over_rows', 'apply',
            'densities', 'gram', 'Scaled', 'scaled', 'project', 'is_small', 'schur_factor', 'cg', 'State', 'conjugate',
-           'dual_value', 'evaluate', 'sinkhorn_direction', 'newton_direction', 'Loop', 'choose', 'accepts', 'advance',
-           'Info', 'solve_dual', 'log_density', 'self_step', 'solve_self']
+           'dual_value', 'evaluate', 'sinkhorn_move', 'newton_move', 'Loop', 'choose', 'accepts', 'advance', 'Info',
+           'maximise_dual', 'log_density', 'self_move', 'solve_self']
 
 # %% ../nbs/19b_jax_dual.ipynb #a2250573
 import math
@@ -190,14 +190,14 @@ def evaluate(
     err = (p.b*jnp.abs(jnp.exp(-g/o.rho_y) - dens)).sum()
     return State(g, f, dens, err, dual_value(o, p, f, g, (p.a*jnp.exp(-f/o.rho_x)).sum()))
 
-# %% ../nbs/19b_jax_dual.ipynb #1eccdf11
-def sinkhorn_direction(o:Options, p:Problem, s:State):
+# %% ../nbs/19b_jax_dual.ipynb #ad779292
+def sinkhorn_move(o:Options, p:Problem, s:State):
     "(m,) the step of plain Sinkhorn."
     return p.eps*(-s.g/o.rho_y - jnp.log(s.dens))/(1 + p.eps/o.rho_y)
 
-def newton_direction(o:Options, p:Problem, s:State, tol, ridge): # error wanted; damping
+def newton_move(o:Options, p:Problem, s:State, tol, ridge): # error wanted; damping
     "(m,) Newton's step on the semi-dual; points without weight follow Sinkhorn."
-    z, plain = scaled(o, p, s.f, s.g, jnp.exp(-s.f/o.rho_x), s.dens), sinkhorn_direction(o, p, s)
+    z, plain = scaled(o, p, s.f, s.g, jnp.exp(-s.f/o.rho_x), s.dens), sinkhorn_move(o, p, s)
     rhs = project(o, z.root_y, z.root_y*plain)
     if is_small(o, *map(len, p[:2])): t = jax.scipy.linalg.cho_solve(schur_factor(o, p, z, ridge), rhs)
     else:
@@ -259,7 +259,7 @@ def advance(w:Loop, t:State, up, search, eps): # state, evaluated point, what it
         jnp.where(search & good, softer, w.ridge), jnp.where(up, jnp.inf, jnp.minimum(w.best, s.err)),
         jnp.where(up, -jnp.inf, jnp.maximum(w.top, s.value)), jnp.where(better, 0, w.since + 1), w.it + 1)
 
-# %% ../nbs/19b_jax_dual.ipynb #34250e41
+# %% ../nbs/19b_jax_dual.ipynb #d5ea9ff3
 class Info(NamedTuple):
     "How the solve ended."
     marginal_error: jax.Array # L1, both marginals
@@ -270,12 +270,12 @@ def _levels(p): # halvings of eps from the largest cost down
     radius = lambda x: jnp.sqrt((x*x).sum(-1).max())
     return jnp.maximum(0., jnp.ceil(jnp.log2((radius(p.x) + radius(p.y))**2/p.eps) - 1e-6)).astype(p.x.dtype)
 
-def solve_dual(
+def maximise_dual(
     o:Options, p:Problem, tol, # L1 marginal error wanted
 ) -> tuple: # f (n,), g (m,), Info
     "Maximise the dual energy. Not differentiable by itself."
     if len(p.x) < len(p.y):
-        g, f, info = solve_dual(o.T, p.T, tol)
+        g, f, info = maximise_dual(o.T, p.T, tol)
         return f, g, info
     levels = _levels(p)
     at = lambda k: p._replace(eps=p.eps*2.**(levels - k))
@@ -284,26 +284,26 @@ def solve_dual(
     err = jnp.where(w.level < levels, jnp.inf, w.s.err)             # out of rounds before the last eps
     return w.s.f, w.s.g, Info(err, w.it, w.s.value)
 
-# %% ../nbs/19b_jax_dual.ipynb #e783917e
+# %% ../nbs/19b_jax_dual.ipynb #1326c700
 def _round(o, at, levels, w, tol): # one round of the loop
     here, last = at(w.level), w.level >= levels
     up, newton, search = choose(w, jnp.where(last, tol, .1), last)
-    dg = lax.cond(newton, lambda: newton_direction(o, here, w.s, tol, w.ridge), lambda: w.dg)
+    dg = lax.cond(newton, lambda: newton_move(o, here, w.s, tol, w.ridge), lambda: w.dg)
     cap = jnp.minimum(1., 30*here.eps/jnp.maximum(dg.max() - dg.min(), 1e-30)).astype(dg.dtype)
     slope = (here.b*(jnp.exp(-w.s.g/o.rho_y) - w.s.dens)) @ dg
     w = w._replace(dg=dg, h=jnp.where(newton, cap, w.h), slope=jnp.where(newton, slope, w.slope), newton=w.newton | newton)
     ahead = jnp.where(w.level > 2, .5, 0.)*(w.s.g - w.before.g)      # eps halves: half of the last change is to come
-    move = jnp.where(up, ahead, jnp.where(newton | search, w.h*dg, sinkhorn_direction(o, here, w.s)))
+    move = jnp.where(up, ahead, jnp.where(newton | search, w.h*dg, sinkhorn_move(o, here, w.s)))
     t = evaluate(o, at(w.level + up), w.s.g + move.astype(dg.dtype))
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), advance(w, t, up, newton | search, here.eps), w)
 
-# %% ../nbs/19b_jax_dual.ipynb #3583a991
+# %% ../nbs/19b_jax_dual.ipynb #f8d11668
 def log_density(o:Options, p:Problem, f): # both clouds of p the same
     "(n,) log of the marginal density of a cloud with itself"
     fn = lambda x, u, w: (u + jax.nn.logsumexp(scores(p._replace(x=x), 0*u, f/p.eps + jnp.log(p.b)), axis=-1), ())
     return over_rows(fn, o, p, f/p.eps, p.a)[0]
 
-def self_step(o:Options, p:Problem, f, res, newton): # potential, its log-residual, is it close enough for Newton?
+def self_move(o:Options, p:Problem, f, res, newton): # potential, its log-residual, is it close enough for Newton?
     "(n,) how the potential moves: Newton's step for a small cloud near the solution, half of Sinkhorn's otherwise."
     half, tau = .5*p.eps*res/(1 + p.eps/o.rho_x), p.eps/o.rho_x
     if not is_small(o, len(f), len(f)): return half
@@ -325,7 +325,7 @@ def solve_self(
         err = 2*(p.a*jnp.abs(jnp.exp(want) - jnp.exp(want - res))).sum()
         since, best = jnp.where((err < .9*best) | (k < levels), 0, since + 1), jnp.where(k < levels, jnp.inf, jnp.minimum(best, err))
         stay = (k >= levels) & (err <= tol)
-        move = self_step(o, here, f, res, (k >= levels) & (abs(res).max() < 1))
+        move = self_move(o, here, f, res, (k >= levels) & (abs(res).max() < 1))
         return jnp.where(stay, f, f + move).astype(f.dtype), k + 1, err, it + 1, best, since
     inf = jnp.full_like(levels, jnp.inf)
     f, k, err, it, _, _ = lax.while_loop(go, step, (jnp.zeros_like(p.a), 0*levels, inf, 0, inf, 0))

@@ -55,12 +55,12 @@ class Transport(NamedTuple):
         return jnp.outer(self.a, self.b)*jnp.exp(scores(self.problem, f/self.problem.eps, g/self.problem.eps))
     def __repr__(self): return f"Transport(n={len(self.a)}, m={len(self.b)}, reg_ot_cost={self.reg_ot_cost}, marginal_error={self.marginal_error})"
 
-# %% ../nbs/20b_jax_sinkhorn_hessian.ipynb #66172cb1
+# %% ../nbs/20b_jax_sinkhorn_hessian.ipynb #ab5829ec
 @jax.jit
 def transport(x, y, a, b, eps, tol): # arrays of one dtype
     "Solve, and give everything that `Transport` holds."
-    p, c = centre(Options(), x, y, a, b, eps)
-    f, g, info = solve_dual(Options(), p, tol)             # to differentiate, use `reg_ot_cost`
+    p, c = centre_clouds(Options(), x, y, a, b, eps)
+    f, g, info = maximise_dual(Options(), p, tol)             # to differentiate, use `reg_ot_cost`
     F, G = f + 2*p.x @ c + c @ c, g - 2*p.y @ c
     half = (p.a @ F - p.b @ G)/2
     value = info.value + 2*c @ (p.a @ p.x - p.b @ p.y) + c @ c
@@ -187,7 +187,7 @@ def _hess_loss_implicit(self, x, y, mu, nu, eps, thr) -> jax.Array: # as for `so
     ot = self.solve_ott(x, y, mu, nu, eps, thr)
     with self._run(): return _implicit(ot.problem, jnp.asarray(thr, self.dtype))
 
-# %% ../nbs/20b_jax_sinkhorn_hessian.ipynb #f9ba8be3
+# %% ../nbs/20b_jax_sinkhorn_hessian.ipynb #2cb62a67
 def unrolled_cost(x, y, a, b, eps, n_iter:int): # clouds, weights, regularisation, iterations
     "Dual energy after plain Sinkhorn iterations from zero; every operation is seen by JAX."
     C = ((x[:, None] - y)**2).sum(-1)
@@ -200,7 +200,7 @@ def unrolled_cost(x, y, a, b, eps, n_iter:int): # clouds, weights, regularisatio
 def count_iterations(p:Problem, tol, max_iter:int): # centred problem, marginal error wanted
     "Plain Sinkhorn iterations from zero to the marginal error; and the error reached."
     go = lambda s: (s[0].err > tol) & (s[1] < max_iter)
-    step = lambda s: (evaluate(Options(), p, s[0].g + sinkhorn_direction(Options(), p, s[0])), s[1] + 1)
+    step = lambda s: (evaluate(Options(), p, s[0].g + sinkhorn_move(Options(), p, s[0])), s[1] + 1)
     s, n = lax.while_loop(go, step, (evaluate(Options(), p, 0*p.b), 1))
     return n, s.err
 

@@ -43,7 +43,7 @@ if jax is not None:
     import jax.numpy as jnp
     jax.config.update('jax_enable_x64', True)
     from flash_sinkhorn_hessian import SinkhornHessian
-    from flash_sinkhorn_hessian.jax import divergence, reg_ot_cost
+    from flash_sinkhorn_hessian.jax import reg_ot_cost, reg_ot_divergence
     from flash_sinkhorn_hessian.jax_sinkhorn_hessian import ImplicitDiff, product
 
 def stored(case): return [jnp.asarray(DATA[f'{case}/{k}']) for k in 'xyab']
@@ -59,7 +59,7 @@ def everything():
     def get(tag, case):
         key = tag, case == 'unbalanced'
         if key not in made:
-            fn, kw = {'ot': reg_ot_cost, 'div': divergence}[tag], reach(case)
+            fn, kw = {'ot': reg_ot_cost, 'div': reg_ot_divergence}[tag], reach(case)
             loss = lambda x, y, a, b, eps: fn(x, y, a, b, eps, tol=1e-13, **kw)
             made[key] = jax.jit(lambda *t: (loss(*t), jax.grad(loss, (0, 1, 2, 3))(*t), jax.hessian(loss, (0, 1, 2, 3))(*t)))
         return made[key](*stored(case), float(DATA[f'{case}/eps']))
@@ -82,7 +82,7 @@ def test_against_pytorch_in_tiles(n, m):
     p = random_problem(n, m, 5, seed=n); p['a'][0] = 0; p['a'] /= p['a'].sum(); p['x'] += 30; p['y'] += 29
     sol = package.divergence(**p, eps=.3, tol=1e-13)
     x, y, a, b = arrays(p); v = np.random.default_rng(0).standard_normal((n, 5)); w = np.random.default_rng(1).standard_normal(n)
-    loss = lambda x, a: divergence(x, y, a, b, .3, tol=1e-13, batch_size=4)
+    loss = lambda x, a: reg_ot_divergence(x, y, a, b, .3, tol=1e-13, batch_size=4)
     run = jax.jit(lambda x, a, v, w: (loss(x, a), *jax.jvp(lambda x, a: jax.grad(loss, (0, 1))(x, a), (x, a), (v, w))))
     value, (gx, ga), (hx, ha) = run(x, a, jnp.asarray(v), jnp.asarray(w))
     v, w = torch.from_numpy(v), torch.from_numpy(w)
@@ -175,7 +175,7 @@ def test_wrong_kinds_and_options():
     x, y, a, b = arrays(random_problem(6, 5))
     for bad, words in ((lambda: reg_ot_cost(np.ones((2, 2)), y, a, b, .1), 'x must be a jax.Array'), (lambda: reg_ot_cost(x[None], y, a, b, .1), 'jax.vmap'),
                        (lambda: reg_ot_cost(x, y.astype(int), a, b, .1), 'y must have a floating-point dtype'), (lambda: reg_ot_cost(x, y, a, b, .1, max_iter=0), 'max_iter must be'),
-                       (lambda: divergence(x, y, a, b, .1, reach_x=1.), 'reach_x and reach_y must agree'), (lambda: reg_ot_cost(x, y, a, b, .1, reach=-1.), 'reach must be positive'),
+                       (lambda: reg_ot_divergence(x, y, a, b, .1, reach_x=1.), 'reach_x and reach_y must agree'), (lambda: reg_ot_cost(x, y, a, b, .1, reach=-1.), 'reach must be positive'),
                        (lambda: SinkhornHessian().solve_ott(x, y, b, b), 'mu must have shape'), (lambda: ImplicitDiff('lu'), 'solver must be')):
         with pytest.raises((TypeError, ValueError), match=words): bad()
 
