@@ -154,7 +154,7 @@ class StreamedProducts:
         self._half(self.sT, self.bv, self.u[0], self.mid, self.v[1], p, e, q, None, dots, gate)
 
 # %% ../nbs/14c_krylov.ipynb #db047e10
-def slices(m, k=1):
+def slices(m):
     "Programs of a system, and blocks of 1024 numbers for each of them."
     per = -(-m//(1024*256)); return -(-m//(1024*per)), per
 
