@@ -108,7 +108,8 @@ def columns_at(col_ptr, at, live, SHORT: tl.constexpr):
     "Column numbers of entries; SHORT: stored in sixteen bits."
     j = tl.load(col_ptr + at, mask=live, other=0).to(tl.int32)
     if SHORT: j = j & 0xFFFF
-    return j.to(tl.int64)
+    else: j = j.to(tl.int64)
+    return j
 
 @triton.jit(do_not_specialize=["n", "k", "chunks", "tiles", "per"])
 def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, gate_ptr, n, k, chunks, tiles, per,
@@ -120,13 +121,17 @@ def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
         i = (tile*per + g)*R + tl.arange(0, R); live = i < n; row = b*n + i
         begin = tl.load(crow_ptr + row, mask=live, other=0); end = tl.load(crow_ptr + row + 1, mask=live, other=0)
         if GATE: end = tl.where(tl.load(gate_ptr) > 0, end, begin)
-        acc = tl.zeros([R, NE, KV], tl.float64)
+        if KV == 1: acc = tl.zeros([R, NE], tl.float64)
+        else: acc = tl.zeros([R, NE, KV], F)
         for e in range(0, tl.max(end - begin, 0), NE):
             at = begin[:, None] + e + tl.arange(0, NE)[None, :]; inside = at < end[:, None]
             j = columns_at(col_ptr, at, inside, SHORT)
-            w = tl.load(val_ptr + at, mask=inside, other=0.0).to(tl.float64)
-            acc += w[:, :, None]*tl.load(V_ptr + (j*k)[:, :, None] + c[None, None, :], mask=inside[:, :, None] & has[None, None, :], other=0.0).to(tl.float64)
-        out = tl.sum(acc, 1); cell = row[:, None]*k + c[None, :]; ok = live[:, None] & has[None, :]
+            w = tl.load(val_ptr + at, mask=inside, other=0.0)
+            if KV == 1: acc += w.to(tl.float64)*tl.load(V_ptr + j, mask=inside, other=0.0).to(tl.float64)
+            else: acc += w[:, :, None].to(F)*tl.load(V_ptr + (j*k)[:, :, None] + c[None, None, :], mask=inside[:, :, None] & has[None, None, :], other=0.0)
+        if KV == 1: out = tl.sum(acc, 1)[:, None]
+        else: out = tl.sum(acc, 1).to(tl.float64)
+        cell = row[:, None]*k + c[None, :]; ok = live[:, None] & has[None, :]
         if SCALE:
             size = tl.load(scale_ptr + row, mask=live, other=0.0)
             out *= size[:, None]

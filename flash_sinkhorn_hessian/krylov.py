@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'total', 'dots_kernel', 'residual_kernel',
            'direction_kernel', 'total_kernel', 'SparseProducts', 'StreamedProducts', 'slices', 'WideProducts',
-           'DeviceCG', 'schur_cg', 'Replayed', 'recorded']
+           'account', 'DeviceCG', 'schur_cg', 'Replayed', 'recorded', 'WholeProduct', 'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -29,7 +29,7 @@ from .kernels_truncated import *
 # %% ../nbs/16_krylov.ipynb #ff201dff
 # columns of the table of scalars, one row a system; two tables, read and written in turn
 RR, GOAL, BEST, SINCE, STEPS, STATE, FIRST, SIZE = range(8)
-_INTS = ["n", "m", "k", "S", "NB", "stride", "patience", "per", "P", "G", "slot", "systems"]
+_INTS = ["n", "m", "k", "S", "NB", "stride", "patience", "per", "P", "G", "slot", "systems", "km", "cap"]
 
 @triton.jit
 def total(ptr, P, STEP: tl.constexpr, BLOCK: tl.constexpr):
@@ -54,8 +54,9 @@ def dots_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, m, k, per, BLOCK: tl.constexpr):
 
 # %% ../nbs/16_krylov.ipynb #7b1ea725
 @triton.jit(do_not_specialize=_INTS)
-def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, rp_ptr, rr_ptr, table_ptr, n, m, k, per, P, slot, systems, NULL: tl.constexpr, BLOCK: tl.constexpr):
-    "Step length; the solution moves along p, its image along u = N p, the residual along q; partial sums of its square."
+def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, rp_ptr, rr_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, n, m, k, per, P, slot, systems, km, cap,
+                    NULL: tl.constexpr, FIX: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr):
+    "Step length; the solution moves along p, its image along u = N p, the residual along q; partial sums of its square. FIX: its products with A times the slow modes, in parts too; KEEP: p and q are stored for the next ones."
     g = tl.program_id(0); s = tl.program_id(1); b = (s // k).to(tl.int64); G = tl.num_programs(0)
     t = table_ptr + (slot*systems + s)*8; going = tl.load(t + 5) == 0
     bend = total(dots_ptr + s*P*2, P, 2, 2048); off = 0.0
@@ -63,7 +64,7 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
     good = going & (bend > 0)
     alpha = tl.where(good, total(rp_ptr + s*G, G, 1, 256)/tl.where(good, bend, 1.0), 0.0)
     m_now = tl.where(good, m, 0); n_now = tl.where(good, n, 0)
-    acc = tl.zeros([BLOCK], tl.float64)
+    acc = tl.zeros([BLOCK], tl.float64); row = tl.load(t + 4).to(tl.int64); kk = tl.arange(0, 4096//BLOCK)
     for h in range(per):
         j = (g*per + h)*BLOCK + tl.arange(0, BLOCK)
         live = j < m_now; i = b*m*k + s % k + j.to(tl.int64)*k
@@ -71,24 +72,42 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
         if NULL: q -= off*tl.load(e_ptr + b*m + j, mask=live, other=0.0)
         r = tl.load(r_ptr + i, mask=live, other=0.0) - alpha*q
         tl.store(r_ptr + i, r, mask=live); acc += r*r
-        tl.store(x_ptr + i, tl.load(x_ptr + i, mask=live, other=0.0) + alpha*tl.load(p_ptr + i, mask=live, other=0.0), mask=live)
+        p = tl.load(p_ptr + i, mask=live, other=0.0)
+        tl.store(x_ptr + i, tl.load(x_ptr + i, mask=live, other=0.0) + alpha*p, mask=live)
+        if KEEP:
+            at = row*m + j; ok = live & (s == 0) & (row < cap)
+            tl.store(kp_ptr + at, p, mask=ok); tl.store(kq_ptr + at, q, mask=ok)
+        if FIX:
+            for k0 in range(0, km, 4096//BLOCK):
+                aw = tl.load(aw_ptr + ((k0 + kk).to(tl.int64)*m)[:, None] + j[None, :], mask=live[None, :], other=0.0)
+                c_at = c_ptr + (s*G + g)*km + k0 + kk; c = tl.sum(aw*r.to(tl.float32)[None, :], 1)
+                if h > 0: c += tl.load(c_at)
+                tl.store(c_at, c)
         live = j < n_now; i = b*n*k + s % k + j.to(tl.int64)*k
         tl.store(U_ptr + i, tl.load(U_ptr + i, mask=live, other=0.0) + alpha*tl.load(u_ptr + i, mask=live, other=0.0), mask=live)
     tl.store(rr_ptr + s*G + g, tl.where(good, tl.sum(acc, 0), -1.0))
 
 # %% ../nbs/16_krylov.ipynb #d26a3f39
 @triton.jit(do_not_specialize=_INTS)
-def direction_kernel(r_ptr, p_ptr, fix_ptr, w_ptr, next_ptr, rr_ptr, rp_ptr, table_ptr, gate_ptr, m, k, stride, patience, per, slot, systems, FIX: tl.constexpr, F: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr):
-    "Turn p; `next` is p times the factors w, what the next product reads. The first program of a system keeps its account."
+def direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, rr_ptr, rp_ptr, table_ptr, gate_ptr, m, k, stride, patience, per, slot, systems, km,
+                     FIX: tl.constexpr, F: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr):
+    "Turn p, conjugate to the slow modes if FIX; `next` is p times the factors w, what the next product reads. The first program of a system keeps its account."
     g = tl.program_id(0); s = tl.program_id(1); b = (s // k).to(tl.int64); c = s % k; G = tl.num_programs(0)
     t = table_ptr + (slot*systems + s)*8; rr = tl.load(t); state = tl.load(t + 5); going = state == 0
     new = total(rr_ptr + s*G, G, 1, 256); good = going & (new >= 0)
     beta = tl.where(good, new/rr, 0.0); m_now = tl.where(good, m, 0)
-    acc = tl.zeros([BLOCK], tl.float64)
+    acc = tl.zeros([BLOCK], tl.float64); kk = tl.arange(0, 4096//BLOCK); gg = tl.arange(0, 16)
     for h in range(per):
         j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = j < m_now; i = b*m*k + c + j.to(tl.int64)*k
         r = tl.load(r_ptr + i, mask=live, other=0.0); p = r + beta*tl.load(p_ptr + i, mask=live, other=0.0)
-        if FIX: p -= tl.load(fix_ptr + i, mask=live, other=0.0)
+        if FIX:
+            fix = tl.zeros([BLOCK], tl.float32)
+            for k0 in range(0, km, 4096//BLOCK):
+                share = tl.zeros([4096//BLOCK], tl.float32)
+                for g0 in range(0, G, 16):
+                    share += tl.sum(tl.load(c_ptr + ((s*G + g0 + gg)*km)[:, None] + (k0 + kk)[None, :], mask=(g0 + gg < G)[:, None], other=0.0), 0)
+                fix += tl.sum(share[:, None]*tl.load(mode_ptr + ((k0 + kk).to(tl.int64)*m)[:, None] + j[None, :], mask=live[None, :], other=0.0), 0)
+            p -= fix.to(tl.float64)
         tl.store(p_ptr + i, p, mask=live); acc += r*p
         tl.store(next_ptr + (b*stride + j)*k + c, (p*tl.load(w_ptr + b*stride + j, mask=live, other=0.0)).to(F), mask=live)
     tl.store(rp_ptr + s*G + g, tl.sum(acc, 0))
@@ -121,11 +140,11 @@ def total_kernel(part_ptr, w_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, n, 
 # %% ../nbs/16_krylov.ipynb #8c98df94
 class SparseProducts:
     "Products with N and its transpose for conjugate gradients on a truncated kernel."
-    block, room, wait = 8, 0, 5 # steps in a graph, directions kept, blocks before one is recorded
+    block, wait = 8, 5 # steps in a graph, blocks before one is recorded
     def __init__(self, s, k): # scaled system, columns
         g = s.p.geom; self.K, self.KT = g.kernel, g.T.kernel
         self.r, self.c = (s.bias - g.u0).exp().reshape(-1).contiguous(), (s.T.bias - g.v0).exp().reshape(-1).contiguous()
-        dev, F = self.r.device, self.K.val.dtype
+        dev, F = self.r.device, torch.float64 if k == 1 else self.K.val.dtype
         self.next, self.mid = torch.empty(self.K.width, k, dtype=F, device=dev), torch.empty(self.K.rows, k, dtype=F, device=dev)
         self.w, self.stride, self.P = self.c, s.p.b.shape[-1], self.KT.tiling(k)[3]
     def __call__(self, p, u, q, e, dots, gate):
@@ -135,7 +154,7 @@ class SparseProducts:
 # %% ../nbs/16_krylov.ipynb #279d6b8a
 class StreamedProducts:
     "Products with N and its transpose for conjugate gradients, one column, streamed."
-    block, room, wait = 2, 24, 12
+    block, wait = 2, 12
     def __init__(self, s, k):
         g = s.p.geom; self.s, self.sT = g.scores, g.scores.T
         self.bu, self.bv = g.flat(s.bias), g.flat(s.T.bias)
@@ -155,24 +174,32 @@ class StreamedProducts:
 
 # %% ../nbs/16_krylov.ipynb #db047e10
 def slices(m):
-    "Programs of a system, and blocks of 1024 numbers for each of them."
-    per = -(-m//(1024*256)); return -(-m//(1024*per)), per
+    "Programs of a system, blocks of numbers for each of them, and numbers in a block."
+    size = 256 if m <= 1 << 16 else 1024; per = -(-m//(size*256)); return -(-m//(size*per)), per, size
 
 class WideProducts:
     "The same for several columns."
-    block, room, wait = 2, 0, 12
+    block, wait = 2, 12
     def __init__(self, s, k):
         self.g = s.p.geom; dev = s.root.device; B = max(1, math.prod(self.g.batch)); self.k = k
         self.u, self.v = s.bias.contiguous(), s.T.bias.contiguous()
         self.stride = s.p.b.shape[-1]; self.w = torch.ones(B, self.stride, dtype=torch.float64, device=dev)
-        self.next = torch.empty(B, self.stride, k, dtype=torch.float64, device=dev); self.P, self.per = slices(self.stride)
+        self.next = torch.empty(B, self.stride, k, dtype=torch.float64, device=dev); self.P, self.per, self.size = slices(self.stride)
     def __call__(self, p, u, q, e, dots, gate):
         shape = lambda t: t.reshape(*self.g.batch, -1, self.k)
         u.copy_(_product(self.g, self.u, self.v, shape(self.next)).reshape(u.shape))
         torch.sub(p, _product(self.g.T, self.v, self.u, shape(u)).reshape(p.shape), out=q)
-        launch(dots_kernel, (self.P, len(p)*self.k), p, q, e, dots, p.shape[1], self.k, self.per, BLOCK=1024)
+        launch(dots_kernel, (self.P, len(p)*self.k), p, q, e, dots, p.shape[1], self.k, self.per, BLOCK=self.size)
 
 # %% ../nbs/16_krylov.ipynb #b8046bc9
+def account(
+    table:Tensor, tol:float, # one table of scalars, on the host; the relative residual wanted
+) -> SolveInfo:
+    "How a solve ended, from the table of its scalars."
+    top = table[:, SIZE].max().item() if len(table) else 0.
+    rel = table[:, RR].sqrt().max().item() if math.isfinite(top) else math.nan
+    return SolveInfo(int(table[:, STEPS].max()) if len(table) else 0, rel, top, rel <= tol, "cg")
+
 class DeviceCG:
     "Conjugate gradients on the second Schur complement `I - N^T N`, on the device; the host looks in every few steps."
     def __init__(self,
@@ -181,77 +208,82 @@ class DeviceCG:
     ):
         p, dev = s.p, s.root.device; B, self.n, self.m = p.a[..., 0].numel(), p.a.shape[-1], p.b.shape[-1]
         kind = SparseProducts if isinstance(p.geom, TruncatedGeometry) else StreamedProducts if k == 1 else WideProducts
-        self.prod, self.k, self.B = kind(s, k), k, B
+        self.s, self.prod, self.k, self.B = s, kind(s, k), k, B
         new = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=dev)
         self.x, self.r, self.p, self.q, self.U, self.u = *(new(B, self.m, k) for _ in range(4)), new(B, self.n, k), new(B, self.n, k)
-        self.rhs, self.goal, self.starter = new(B, self.m, k), new(1), None
-        self.G, self.per = slices(max(self.n, self.m)); self.gate = torch.zeros(1, dtype=torch.int32, device=dev)
+        self.rhs, self.goal = new(B, self.m, k), new(1)
+        self.G, self.per, self.size = slices(max(self.n, self.m)); self.gate = torch.zeros(1, dtype=torch.int32, device=dev)
         self.table, self.rr, self.rp, self.dots = new(2, B*k, 8), new(B*k, self.G), new(B*k, self.G), new(B*k, self.prod.P, 2)
         self.null = new(B, self.m) if s.T.null is None else s.T.null.reshape(B, self.m).contiguous(); self.balanced = s.T.null is not None
-        self.room, self.kept, self.graph, self.blocks, self.last = self.prod.room if B == 1 and k == 1 else 0, 0, None, 0, 8
-        if self.room:
-            self.P, self.AP, self.NP = new(self.room, self.m), new(self.room, self.m), new(self.room, self.n); self.fix = new(B, self.m, 1)
-            self.D, self.curve = (torch.full((self.room, 1), math.inf, dtype=torch.float64, device=dev) for _ in "dc")
+        self.modes, self.W, self.kept, self.last = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8
+        self.blind = 0                                   # blocks to run without looking, while a whole product is recorded
+        self._fresh()
+    def _fresh(self): self.graph = self.starter = None; self.blocks = 0             # nothing recorded
+    def _adopt(self):
+        "Take over what has been learnt, and room for the directions of this solve if there is more to learn."
+        if self.modes is None: return
+        self.modes.learn(self._both)
+        cap = self.modes.slots(self.m)
+        if self.modes.W is self.W and cap == (0 if self.kept is None else self.kept.shape[1]): return
+        self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self._fresh()
+        if W is not None: # rows, a multiple of sixteen of them, in single precision: a direction need not be conjugate to the last bit
+            rows = lambda t: torch.nn.functional.pad(t.mT.float(), (0, 0, 0, -t.shape[1] % 16)).contiguous()
+            self.rows, self.A_rows = rows(W), rows(self.modes.AW); self.c = torch.zeros(self.B*self.k, self.G, len(self.rows), device=W.device)
+    def _both(self, t): Nt = self.s.N(t); return self.s.T.project(t - self.s.T.N(Nt)), Nt
     def _step(self, slot):
-        m, k, B, w = self.m, self.k, self.B, self.prod
+        m, k, B, w, r = self.m, self.k, self.B, self.prod, self.r
+        fix, keep = self.W is not None, self.kept is not None
+        AW, W, c, km = (self.A_rows, self.rows, self.c, len(self.rows)) if fix else (r, r, r, 0); P, Q, cap = (*self.kept, self.kept.shape[1]) if keep else (r, r, 0)
         w(self.p, self.u, self.q, self.null, self.dots, self.gate)
-        launch(residual_kernel, (self.G, B*k), self.x, self.r, self.p, self.q, self.null, self.U, self.u, self.dots, self.rp, self.rr, self.table, self.n, m, k, self.per, w.P, slot, B*k, NULL=self.balanced, BLOCK=1024)
-        fix = self.kept > 0
-        if fix: torch.mm(self.P.mT, (self.AP @ self.r[0])/self.D, out=self.fix[0])
-        launch(direction_kernel, (self.G, B*k), self.r, self.p, self.fix if fix else self.r, w.w, w.next, self.rr, self.rp, self.table, self.gate, m, k, w.stride, 60, self.per, slot, B*k, FIX=fix, F=_F[w.next.dtype], W=_F[w.w.dtype], BLOCK=1024)
-    def _block(self, keep=False):
-        for t in range(self.prod.block):
-            j = self.count
-            if keep and j < self.room: self.P[j], self.NP[j] = self.p[0, :, 0], 0.
-            self._step(t % 2)
-            if keep and j < self.room: # D is infinite until the end of the solve: the direction just used does not count yet
-                self.AP[j], self.NP[j] = self.q[0, :, 0], self.u[0, :, 0]; self.curve[j] = self.P[j] @ self.AP[j]; self.count += 1
-    def _replay(self):
-        if self.graph is None:
-            self.graph, _ = capture(self._block)
-        self.graph.replay()
+        launch(residual_kernel, (self.G, B*k), self.x, r, self.p, self.q, self.null, self.U, self.u, self.dots, self.rp, self.rr, self.table, AW, c, P, Q,
+               self.n, m, k, self.per, w.P, slot, B*k, km, cap, NULL=self.balanced, FIX=fix, KEEP=keep, BLOCK=self.size)
+        launch(direction_kernel, (self.G, B*k), r, self.p, W, c, w.w, w.next, self.rr, self.rp, self.table, self.gate, m, k, w.stride, 60, self.per, slot, B*k, km,
+               FIX=fix, F=_F[w.next.dtype], W=_F[w.w.dtype], BLOCK=self.size)
+    def _block(self):
+        for t in range(self.prod.block): self._step(t % 2)
     def _start(self):
         "From right-hand sides and tolerance in their buffers to the first direction; nothing here waits for the host."
         size = torch.linalg.vector_norm(self.rhs, dim=1, keepdim=True); self.r.copy_(torch.where(size > 0, self.rhs/size, 0.))
-        self.x.zero_(); self.U.zero_(); self.p.copy_(self.r); self.size = size
-        if self.kept: # the best start in the span of what is kept, twice for rounding
-            for _ in range(2):
-                c = (self.P @ self.r[0])/self.D
-                self.x[0].addmm_(self.P.mT, c); self.U[0].addmm_(self.NP.mT, c); self.r[0].addmm_(self.AP.mT, c, alpha=-1)
-            torch.addmm(self.r[0], self.P.mT, (self.AP @ self.r[0])/self.D, alpha=-1, out=self.p[0])
+        self.x.zero_(); self.U.zero_(); self.p.copy_(self.r); self.norm = size
+        if self.W is not None:
+            x, U, r = self.modes.start(self.r[0]); self.x.copy_(x[None]); self.U.copy_(U[None]); self.r.copy_(r[None]); self.p.copy_((r - self.modes.fix(r))[None])
         rr = self.r.square().sum(1).flatten(); goal = self.goal.expand_as(rr); done = (~(rr > goal)).double(); zero = torch.zeros_like(rr)
-        self.table[0].copy_(torch.stack([rr, goal, zero + math.inf, zero, zero, done, rr, size.flatten()], 1))
+        self.table[0].copy_(torch.stack([rr, goal, zero + math.inf, zero, zero, done, torch.where(size > 0, 1., 0.).flatten(), size.flatten()], 1))
         self.gate.copy_((len(rr) - done.sum()).int()); self.rp.zero_(); self.rp[:, 0] = (self.r*self.p).sum(1).flatten()
         self.prod.next.reshape(self.B, self.prod.stride, self.k)[:, :self.m].copy_(self.p*self.prod.w.reshape(self.B, -1)[:, :self.m, None])
+    def _recorded(self): return self.blocks >= self.prod.wait and self.x.is_cuda and not INTERPRETED
+    def _go(self, blocks):
+        for _ in range(blocks):
+            if not self._recorded(): self._block()
+            else:
+                if self.graph is None: self.graph, _ = capture(self._block)
+                self.graph.replay()
+            self.blocks += 1
     def __call__(self, rhs, tol, max_iter):
         "Solve for (B, m, k) right-hand sides: solution, N times the solution, SolveInfo."
-        self.rhs.copy_(rhs); self.goal.fill_(tol**2); keep = self.blocks < self.prod.wait and self.room > self.kept
-        graph = self.x.is_cuda and not INTERPRETED and not keep and self.blocks >= self.prod.wait
-        if not graph: self._start()
+        if self.blind:
+            self.rhs.copy_(rhs); self.goal.fill_(tol**2); self._start()
+            for _ in range(self.blind): self._block()
+            return self.x*self.norm, self.U*self.norm, None
+        self._adopt(); self.rhs.copy_(rhs); self.goal.fill_(tol**2)
+        if not self._recorded(): self._start()
         else:
             if self.starter is None: self.starter, _ = capture(self._start)
             self.starter.replay()
-        self.count, steps, todo = self.kept, 0, min(self.last, max_iter)
+        steps, todo = 0, min(self.last, max_iter)
         while True:
-            for _ in range(-(-todo//self.prod.block)):
-                if graph or self.x.is_cuda and not INTERPRETED and not keep and self.blocks >= self.prod.wait: self._replay()
-                else: self._block(keep)
-                self.blocks += 1; steps += self.prod.block
+            blocks = -(-todo//self.prod.block); self._go(blocks); steps += blocks*self.prod.block
             table = self.table[0].cpu(); going = table[:, STATE] == 0
             if not going.any() or steps >= max_iter: break
             rate = (table[:, RR]/table[:, FIRST].clamp_min(1e-300))[going].log()/(2*table[:, STEPS][going]).clamp_min(1)
             left = (table[:, GOAL]/table[:, RR])[going].log()/2/rate.clamp(max=-1e-3)
             todo = max(1, min(int(left.max().item()*1.05) + 1, steps, max_iter - steps))
         n, good = int(table[:, STEPS].max()) if len(table) else 0, bool((table[:, STATE] == 1).all())
-        if self.kept and not good and max_iter > n: # what was kept did harm: forget it
-            self.kept, self.graph, self.starter, self.blocks, self.room = 0, None, None, self.prod.wait, 0
-            return self(rhs, tol, max_iter)
-        if keep:
-            new = slice(self.kept, min(self.count, self.kept + n)) if good else slice(0, 0)
-            self.D[new] = torch.where(self.curve[new] > 0, self.curve[new], math.inf); self.kept = max(self.kept, new.stop)
-        self.last = max(1, n); top = table[:, SIZE].max().item() if len(table) else 0.
-        rel = table[:, RR].sqrt().max().item() if math.isfinite(top) else math.nan
-        return self.x*self.size, self.U*self.size, SolveInfo(n, rel, top, rel <= tol, "cg")
+        if self.W is not None and not good and max_iter > n: # what was learnt did harm: forget it
+            self.modes.forget(); return self(rhs, tol, max_iter)
+        if self.kept is not None: self.modes.keep(*self.kept[:, :min(int(table[0, STEPS]), self.kept.shape[1])].mT)
+        self.last = max(1, n)
+        return self.x*self.norm, self.U*self.norm, account(table, tol)
 
 # %% ../nbs/16_krylov.ipynb #dbb957d9
 def schur_cg(
@@ -286,6 +318,40 @@ def recorded(s, key, fn, *tensors):
     if len(kept) > 16: kept.clear()
     return kept.setdefault(key, Replayed())(s, fn, tensors)
 
+class WholeProduct:
+    "A product from end to end as one CUDA graph: what comes before the solve, as many steps as it is expected to take, and what comes after."
+    def __init__(self, s, cg, fn, tensors):
+        g = getattr(s.p.geom, "parent", s.p.geom); self.cg, self.W, self.inputs = cg, cg.W, [t.clone() for t in tensors]
+        cg.blind = -(-(cg.last + cg.last//8 + 1)//cg.prod.block)
+        def run():
+            left, *out = fn(*self.inputs)
+            return out, torch.cat([cg.table[0].flatten(), left.reshape(1)])
+        try: self.graph, (self.out, self.stats) = capture(run)
+        finally: cg.blind = 0
+        self.alive = [list(g._known), list(g.T._known)]
+    def __call__(self, tensors, solver):
+        for mine, t in zip(self.inputs, tensors): mine.copy_(t)
+        self.graph.replay(); stats = self.stats.cpu(); table = stats[:-1].reshape(-1, 8)
+        if not (table[:, STATE] == 1).all(): return None
+        solver.info = account(table, solver.tol); solver.info.residual = max(solver.info.residual, stats[-1].item())
+        return [t.clone() for t in self.out]
+
+def whole_product(
+    s, key, k:int,      # system, what is asked of it, directions
+    fn, solver, tensors # function of the tensors with one solve in it, and the solver
+): # its results, but for the first, a residual; None where that cannot be recorded (yet), or did not converge
+    "`fn(*tensors)` in one launch and one look, once solves at this system have settled down to a few steps."
+    if not tensors[0].is_cuda or INTERPRETED or not isinstance(solver, ConjugateGradients) or solver.ridge or max(t.numel() for t in tensors) > 1 << 22: return None
+    cg = (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
+    if cg is None or cg.kept is not None or cg.last > 64 or not cg._recorded() or solver.max_iter < 100: return None
+    kept = s.__dict__.setdefault("_whole", {}); key = key + (k, solver.tol)
+    if len(kept) > 8: kept.clear()
+    run = kept.get(key)
+    if run is None or run.cg is not cg or run.W is not cg.W: run = kept[key] = WholeProduct(s, cg, fn, tensors)
+    if (out := run(tensors, solver)) is None: kept.pop(key)     # more steps than expected: the usual road, and a new recording next time
+    return out
+
+TritonGeometry.whole_product = TritonSparse.whole_product = lambda self, *args: whole_product(*args)
 TritonGeometry.schur_cg = lambda self, s, rhs, tol, max_iter: schur_cg(s, rhs, tol, max_iter)
 TritonSparse.schur_cg = TritonGeometry.schur_cg
 TritonGeometry.recorded = TritonSparse.recorded = lambda self, s, key, fn, *tensors: recorded(s, key, fn, *tensors)

@@ -239,6 +239,7 @@ def check_like(
     name:str, t, # argument and its name
     shape:tuple, what:str, x:Tensor, # trailing shape wanted, in words, and a tensor whose dtype and device it must have
     stack=True,  # may leading axes precede?
+    finite=True, # look for NaN and inf now?
 ) -> Tensor: # float64
     "Check a direction or a matrix that meets the points: shape, dtype, device, finite."
     if not isinstance(t, Tensor): raise TypeError(f"{name} must be a torch.Tensor of shape {what}; got {type(t).__name__}")
@@ -246,7 +247,7 @@ def check_like(
         raise ValueError(f"{name} must have shape {what}, here {tuple(shape)}; got {tuple(t.shape)}")
     if t.dtype != x.dtype or t.device != x.device:
         raise TypeError(f"{name} must have the dtype and device of x, {x.dtype} on {x.device}; got {t.dtype} on {t.device}")
-    if not torch.isfinite(t).all(): raise ValueError(f"{name} must be finite; got NaN or inf in it")
+    if finite and not torch.isfinite(t).all(): raise ValueError(f"{name} must be finite; got NaN or inf in it")
     return t.detach().double()
 
 # %% ../nbs/10_solve.ipynb #bd380461
@@ -339,7 +340,7 @@ def _shape(sol, u): # shape of a variable, batch included
 
 def _directions(sol, v, w): # user's direction in variable w -> internal layout (..., k, *) and whether it was a stack
     shape, x = _shape(sol, w), sol.inputs.x
-    v = check_like("v", v, shape, f"of {w}, or a stack of k of them", x)
+    v = check_like("v", v, shape, f"of {w}, or a stack of k of them", x, finite=not x.is_cuda)
     stacked = v.ndim > len(shape)
     v = v if stacked else v[None]
     return (v.movedim(0, 1) if x.ndim == 3 else v), stacked
@@ -365,7 +366,10 @@ def _hvp_method(self,
     "Hessian-vector product: the derivative of `grad(u)` along a direction in w, for `wrt=(u, w)`. Needs no n m memory."
     u, w = check_wrt(wrt)
     v, stacked = _directions(self, v, w)
-    return _products(self, self._product(v, u, w, dict(solver=solver, tol=tol, max_iter=max_iter, ridge=ridge)), stacked)
+    finite = torch.isfinite(v).all() if v.is_cuda else True           # on a GPU looked at in the end: the host shall not wait twice
+    out = self._product(v, u, w, dict(solver=solver, tol=tol, max_iter=max_iter, ridge=ridge))
+    if not finite: raise ValueError("v must be finite; got NaN or inf in it")
+    return _products(self, out, stacked)
 
 # %% ../nbs/10_solve.ipynb #9cbfb772
 @_method("_block")

@@ -118,6 +118,10 @@ class TruncatedGeometry:
         "Conjugate gradients as the kernel's own product prefers them, see `solve_schur`; None if it does not mind."
         own = getattr(self.kernel, "schur_cg", None)
         return None if own is None else own(s, rhs, tol, max_iter)
+    def whole_product(self, *args):
+        "A product from end to end, recorded where the kernel knows how to, see `hvp`"
+        own = getattr(self.kernel, "whole_product", None)
+        return None if own is None else own(*args)
     def recorded(self, s, key, fn, *tensors):
         "`fn(*tensors)`, replayed where the kernel knows how to"
         own = getattr(self.kernel, "recorded", None)
