@@ -95,11 +95,9 @@ def _alternate(self, x, y, eps, k):
 @_ours
 def _symmetric(self, x, y, eps, f, g):
     p = self.problem(x, y, eps)
-    if not hasattr(p.geom, "both_marginals"):
+    if not hasattr(p.geom, "symmetric"):
         return lambda: (f + p.eps*residual(p, f, g), g + p.eps*residual(p.T, g, f))
-    u, v = f/eps + p.log_a, g/eps + p.log_b
-    def run(): r, c = p.geom.both_marginals(u, v); return f - eps*(r/p.a).log(), g - eps*(c/p.b).log()
-    return run
+    return lambda: p.geom.symmetric(p, f, g, 1.)[:2]
 @_ours
 def _product(self, x, y, eps, f, g, V):
     p = self.problem(x, y, eps); u, v = f/eps + p.log_a, g/eps + p.log_b; V = V.double()

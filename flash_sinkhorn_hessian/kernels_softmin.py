@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['INTERPRETED', 'LOG2E', 'BITS', 'BLOCK', 'CAT', 'THREE', 'LOOP', 'DIRECT', 'PRODUCT', 'LIMIT', 'mend_interpreter',
-           'launch', 'padded', 'split_half', 'layout', 'Operand', 'operand', 'tile_rows', 'tile_product', 'tile_at',
-           'biased', 'whole_and_rest', 'bias_kernel', 'Scores', 'prepare', 'column_bias', 'online_rows', 'finish_rows',
-           'marginal_kernel', 'finish_kernel', 'marginal_config', 'small_tile', 'parts', 'sweep', 'row_lse',
-           'totals_kernel', 'both_config', 'marginals', 'device_ms']
+           'launch', 'padded', 'split_half', 'layout', 'spare', 'Operand', 'operand', 'tile_rows', 'tile_product',
+           'tile_at', 'biased', 'whole_and_rest', 'put_bias', 'bias_kernel', 'Scores', 'prepare', 'column_bias',
+           'online_rows', 'finish_rows', 'marginal_kernel', 'finish_kernel', 'marginal_config', 'small_tile', 'parts',
+           'sweep', 'row_lse', 'totals_kernel', 'both_config', 'both', 'marginals', 'both_updates', 'device_ms']
 
 # %% ../nbs/12_kernels_softmin.ipynb #4721fa5e
 import math
@@ -77,6 +77,10 @@ def layout(
     if 3*d <= 32: return CAT, 16 if 3*d <= 16 else 32
     return (THREE, max(16, 1 << (d - 1).bit_length())) if d <= 128 else (LOOP, 64)
 
+def spare(d:int, K:int):
+    "Where the depth of a padded product has room for two more numbers, or 0."
+    return 3*d if 3*d + 2 <= K else 0
+
 @dataclass
 class Operand:
     "One cloud as the kernels read it, `(B, blocks * BLOCK, depth)` in halves or `(B, d, blocks * BLOCK)` in full precision."
@@ -94,6 +98,7 @@ def operand(
     hi, lo = split_half(t)
     if mode == CAT:
         left, right = (padded(torch.cat(c, -1), N, K) for c in ((hi, hi, lo), (hi, lo, hi)))
+        if (slot := spare(t.shape[-1], K)): right[..., slot:slot+2] = 1.        # where a kernel may put a bias of its rows
         return Operand(left, right, left, n, blocks, 1)
     cols = -(-t.shape[-1]//K)*K
     hi, lo = padded(hi, N, cols), padded(lo, N, cols)
@@ -172,13 +177,20 @@ def whole_and_rest(bits, F: tl.constexpr):
     whole = tl.floor(finite + 0.5).to(F)
     return tl.where(bits > -float("inf"), whole, -float("inf")), finite - whole.to(tl.float64)
 
+@triton.jit
+def put_bias(ah, hi, SLOT: tl.constexpr, K: tl.constexpr):
+    "A tile of rows whose product with any column has the rows' bias in it, as two halves; SLOT: where there is room."
+    h = hi.to(tl.float16); low = tl.where(hi > -float("inf"), hi - h.to(tl.float32), 0.0).to(tl.float16); k = tl.arange(0, K)[None, :]
+    return tl.where(k == SLOT, h[:, None], tl.where(k == SLOT + 1, low[:, None], ah))
+
 _RUNTIME = ["n", "m", "NB", "MB", "depth", "tiles", "per", "S", "scale", "chunks", "q", "k", "ka", "kb", "W", "deep", "unit", "sink"]
 
 @triton.jit(do_not_specialize=_RUNTIME)
-def bias_kernel(v_ptr, sq_ptr, hi_ptr, w_ptr, m, MB, F: tl.constexpr, BLOCK: tl.constexpr):
-    "Column biases `v_j - |y_j|^2/eps` in bits: a whole number for the scores, a factor for the sums."
+def bias_kernel(v_ptr, sq_ptr, hi_ptr, w_ptr, par_ptr, la_ptr, m, MB, UNIT: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
+    "Column biases `v_j - |y_j|^2/eps` in bits: a whole number for the scores, a factor for the sums. UNIT: v is a potential, in units of its own, of points with log weights."
     b = (tl.program_id(0) // MB).to(tl.int64); j = tl.program_id(0) % MB * BLOCK + tl.arange(0, BLOCK); at = b*MB*BLOCK + j
     v = tl.load(v_ptr + b*m + j, mask=j < m, other=-float("inf"))
+    if UNIT: v = v*tl.load(par_ptr) + tl.load(la_ptr + b*m + j, mask=j < m, other=-float("inf"))
     hi, rest = whole_and_rest(v*BITS - tl.load(sq_ptr + at), F)
     tl.store(hi_ptr + at, hi); tl.store(w_ptr + at, tl.exp2(rest).to(F))
 
@@ -193,6 +205,9 @@ class Scores:
     x:Operand; y:Operand
     sqx:Tensor; sqy:Tensor # (B, blocks * BLOCK) float64: squared norms in bits, zero in DIRECT mode
     scale:float=1.         # bits for a squared distance, in DIRECT mode
+    d:int=0                # dimension
+    @property
+    def slot(self): return spare(self.d, self.K) if self.mode == CAT else 0
     @property
     def T(self): return replace(self, x=self.y, y=self.x, sqx=self.sqy, sqy=self.sqx)
     @property
@@ -215,14 +230,15 @@ def prepare(
         balance, scale = (ry/rx)**.5 if rx > 0 and ry > 0 else 1., 1.
         ox, oy = operand(x.double()*(c**.5*balance), mode, K), operand(y.double()*(c**.5/balance), mode, K)
         sqx, sqy = (padded((t.double().square().sum(-1)*(c/2))[..., None], o.blocks*BLOCK)[..., 0].contiguous() for t, o in ((x, ox), (y, oy)))
-    return Scores(mode, K, x.dtype, len(x), ox, oy, sqx, sqy, scale)
+    return Scores(mode, K, x.dtype, len(x), ox, oy, sqx, sqy, scale, x.shape[-1])
 
 def column_bias(
     s:Scores, v:Tensor, # (B, m) float64, in nats
+    par:Tensor=None, la:Tensor=None, # or v is a potential: its unit, on the device, and log weights to add
 ) -> tuple: # whole numbers and factors, (B, blocks * BLOCK)
     "Prepare the biases of the columns."
     hi = torch.empty(s.batch, s.y.blocks*BLOCK, dtype=s.dtype, device=v.device); w = torch.empty_like(hi)
-    launch(bias_kernel, (s.batch*s.y.blocks,), v, s.sqy, hi, w, s.y.n, s.y.blocks, F=s.F, BLOCK=BLOCK)
+    launch(bias_kernel, (s.batch*s.y.blocks,), v, s.sqy, hi, w, v if par is None else par, v if la is None else la, s.y.n, s.y.blocks, UNIT=par is not None, F=s.F, BLOCK=BLOCK)
     return hi, w
 
 # %% ../nbs/12_kernels_softmin.ipynb #92235be5
@@ -244,13 +260,14 @@ def online_rows(xh, xl, yh, yl, vh_ptr, vw_ptr, b, i0, NB, MB, depth, scale, MOD
 
 # %% ../nbs/12_kernels_softmin.ipynb #ee0dec17
 @triton.jit
-def finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, b, i0, n, NB, MB, depth, scale, sink,
-                MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
-    "From the sums of a tile of rows to log sums, by the safe pass if one left the range; sink: on to the new potential."
+def finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, own_ptr, b, i0, n, NB, MB, depth, scale, sink,
+                OWN: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
+    "From the sums of a tile of rows to log sums, by the safe pass if one left the range; sink: on to the new potential; OWN: the sums are relative to a bias of their own."
     i = i0 + tl.arange(0, BM); live = i < n; at = b*n + i
     sq = tl.load(sqx_ptr + b*NB*128 + i)
     u = tl.load(u_ptr + at, mask=live, other=0.0)
-    shift, _ = whole_and_rest(u*tl.load(par_ptr)*BITS - sq, F)
+    if OWN: shift = tl.load(own_ptr + b*NB*128 + i, mask=live, other=0.0)
+    else: shift, _ = whole_and_rest(u*tl.load(par_ptr)*BITS - sq, F)
     bad = (~((acc > 1e-27) & (acc < 1e36))) & live
     if tl.max(bad.to(tl.int32), 0) > 0:
         top, acc = online_rows(xh, xl, yh, yl, vh_ptr, vw_ptr, b, i0, NB, MB, depth, scale, MODE, K, BM, BN, F)
@@ -264,7 +281,7 @@ def finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, pa
         a = tl.load(a_ptr + at, mask=live, other=0.0)
         r = -res.to(F)
         growth = tl.where(tl.abs(r) < 1e-2, r*(1 + r*(0.5 + r*(0.16666667 + r*0.041666668))), tl.exp(r) - 1)
-        tl.atomic_add(err_ptr + b, tl.sum(a*tl.abs(tl.exp(want.to(F))*growth).to(tl.float64), 0))
+        tl.store(err_ptr + tl.program_id(0), tl.sum(a*tl.abs(tl.exp(want.to(F))*growth).to(tl.float64), 0))
         tl.store(out_ptr + at, f, mask=live)
         la = tl.load(la_ptr + at, mask=live, other=-float("inf"))
         hi, rest = whole_and_rest((f*tl.load(par_ptr) + la)*BITS - sq, F)
@@ -275,37 +292,40 @@ def finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, pa
 @triton.jit(do_not_specialize=_RUNTIME)
 def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr,
                     n, NB, MB, depth, tiles, per, S, scale, sink, gate_ptr,
-                    FUSE: tl.constexpr, COLS: tl.constexpr, GATE: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr):
-    "Row sums of `2^(score + u_i + v_j)` over one part of the columns; COLS: column sums from the same exponentials; GATE: nothing if the gate is shut."
+                    FUSE: tl.constexpr, COLS: tl.constexpr, GATE: tl.constexpr, SLOT: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr):
+    "Row sums of `2^(score + u_i + v_j)` over one part of the columns; COLS: column sums from the same exponentials, of rows weighted by exp(la); SLOT: the bias of the rows is part of the product; GATE: nothing if the gate is shut."
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128
     i = i0 + tl.arange(0, BM)
     x = tile_at(xh, b, i0, N, depth, MODE, K); x_low = tile_at(xl, b, i0, N, depth, MODE, K)
     ah, al = tile_rows(x, x_low, N, scale, MODE, K, BM, F)
     u = tl.load(u_ptr + b*n + i, mask=i < n, other=-float("inf"))
     hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - tl.load(sqx_ptr + b*N + i), F)
+    if SLOT > 0: ah = put_bias(ah, hi, SLOT, K)
+    if COLS: weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
     acc = tl.zeros([BM], F)
     first = tl.program_id(1)*per*BN; last = tl.minimum(first + per*BN, M)
     if GATE: last = tl.where(tl.load(gate_ptr) > 0, last, first)
     for j0 in tl.range(first, last, BN, num_stages=NS):
         s = tile_product(ah, al, x, x_low, tile_at(yh, b, j0, M, depth, MODE, K), tile_at(yl, b, j0, M, depth, MODE, K), N, M, depth, scale, MODE, K, BM, BN, F)
         at = b*M + j0 + tl.arange(0, BN)
-        p = tl.exp2(biased(s, hi[:, None] + tl.load(vh_ptr + at)[None, :], scale, MODE))
+        if SLOT > 0: p = tl.exp2(s + tl.load(vh_ptr + at)[None, :])
+        else: p = tl.exp2(biased(s, hi[:, None] + tl.load(vh_ptr + at)[None, :], scale, MODE))
         acc += tl.sum(p*tl.load(vw_ptr + at)[None, :], 1)
-        if COLS: tl.atomic_add(col_ptr + at, tl.sum(p*tl.exp2(rest).to(F)[:, None], 0), sem="relaxed")
-    if FUSE: finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, b, i0, n, NB, MB, depth, scale, sink, MODE, K, BM, BN, F)
+        if COLS: tl.atomic_add(col_ptr + at, tl.sum(p*weight[:, None], 0), sem="relaxed")
+    if FUSE: finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, b, i0, n, NB, MB, depth, scale, sink, False, MODE, K, BM, BN, F)
     else: tl.store(part_ptr + (tl.program_id(1).to(tl.int64)*tl.num_programs(0) + pid)*BM + tl.arange(0, BM), acc)
 
 @triton.jit(do_not_specialize=_RUNTIME)
-def finish_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr,
+def finish_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, own_ptr,
                   n, NB, MB, depth, tiles, S, scale, sink,
-                  MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
+                  OWN: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
     "Add the parts of a tile of rows and finish it; with no parts (S = 0) go straight to the safe pass."
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM
     acc = tl.zeros([BM], F)
     for s in range(0, S, 16):   # sixteen parts in flight at once
         part = s + tl.arange(0, 16)[:, None]
         acc += tl.sum(tl.load(part_ptr + (tl.num_programs(0).to(tl.int64)*part + pid)*BM + tl.arange(0, BM)[None, :], mask=part < S, other=0.0), 0)
-    finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, b, i0, n, NB, MB, depth, scale, sink, MODE, K, BM, BN, F)
+    finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, own_ptr, b, i0, n, NB, MB, depth, scale, sink, OWN, MODE, K, BM, BN, F)
 
 # %% ../nbs/12_kernels_softmin.ipynb #1859b577
 def marginal_config(
@@ -352,9 +372,9 @@ def sweep(
     head = (s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, part); kw = dict(MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F)
     if not safe:
         launch(marginal_kernel, (s.batch*tiles, S), *head, bias[0], *ends, s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, int(sink is not None), out,
-               warps=W, FUSE=fuse, COLS=False, GATE=False, **kw, NS=NS)
+               warps=W, FUSE=fuse, COLS=False, GATE=False, SLOT=s.slot, **kw, NS=NS)
     if safe or not fuse:
-        launch(finish_kernel, (s.batch*tiles,), *head, *ends, s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, 0 if safe else S, s.scale, int(sink is not None), warps=W, **kw)
+        launch(finish_kernel, (s.batch*tiles,), *head, *ends, bias[0], s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, 0 if safe else S, s.scale, int(sink is not None), warps=W, OWN=False, **kw)
     return out
 
 def row_lse(
@@ -383,18 +403,43 @@ def both_config(s:Scores):
     if s.mode == DIRECT: return (128, 128, 4, 2, 1056) if s.K else (64, 128, 4, 1, 1056)
     return 128, 128, 4, 2, 1056
 
+def both(
+    s:Scores, u:Tensor, par:Tensor, la:Tensor, bias:tuple, # potentials of the rows and their unit, log weights, prepared biases of the columns
+    cfg:tuple=None,
+) -> tuple: # parts of the row sums, column sums, tiles, parts
+    "One pass for both marginals; the sums are relative to the biases."
+    BM, BN, W, NS, want = cfg or both_config(s); tiles, per, S = parts(s, BM, BN, want)
+    rows = torch.empty(S, s.batch, tiles*BM, dtype=s.dtype, device=u.device); cols = torch.zeros_like(bias[0])
+    launch(marginal_kernel, (s.batch*tiles, S), s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols, u, par, la, u, *bias, u,
+           s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS)
+    return rows, cols, tiles, S
+
 def marginals(
     s:Scores, u:Tensor, v:Tensor, bias:tuple, # (B, n), (B, m) float64, the latter prepared too
     cfg:tuple=None,
 ) -> tuple: # (B, n), (B, m) float64
     "Row and column sums of the kernel from one exponential a score."
-    BM, BN, W, NS, want = cfg or both_config(s); tiles, per, S = parts(s, BM, BN, want)
-    rows = torch.empty(S, s.batch, tiles*BM, dtype=s.dtype, device=u.device); cols = torch.zeros_like(bias[0]); r, c = torch.empty_like(u), torch.empty_like(v)
-    launch(marginal_kernel, (s.batch*tiles, S), s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols, r, _unit_par(u.device), u, u, *bias, r,
-           s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS)
+    rows, cols, _, S = both(s, u, _unit_par(u.device), torch.zeros_like(u), bias, cfg); r, c = torch.empty_like(u), torch.empty_like(v)
     launch(totals_kernel, (s.batch*s.x.blocks,), rows, u, s.sqx, r, s.x.n, s.x.blocks, S, F=s.F, BLOCK=BLOCK)
     launch(totals_kernel, (s.batch*s.y.blocks,), cols, v, s.sqy, c, s.y.n, s.y.blocks, 1, F=s.F, BLOCK=BLOCK)
     return r, c
+
+def both_updates(
+    s:Scores, f:Tensor, g:Tensor,  # (B, n), (B, m) potentials
+    bias:tuple, biasT:tuple,       # prepared biases of the columns, and of the rows
+    setting:tuple, setting_T:tuple, # of each side three constants on the device, log weights, weights
+    err:Tensor, err_T:Tensor        # (B * tiles,) receive the parts of the errors of both sides
+) -> tuple: # new f, new g, new biases of both
+    "Both potentials moved from the same pair: one pass, and the finish of a half-step for each side."
+    new = lambda b: tuple(torch.empty_like(t) for t in b)
+    rows, cols, tiles, S = both(s, f, *setting[:2], bias); BM, BN, W = both_config(s)[:3]; next_bias, next_T = new(bias), new(biasT)
+    def finish(s, u, bias, part, setting, nxt, own, S, err):
+        count = s.x.blocks*BLOCK//BM; out = torch.empty_like(u)
+        launch(finish_kernel, (s.batch*count,), s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, part, out, *setting, *nxt, err, bias[0] if own is None else own,
+               s.x.n, s.x.blocks, s.y.blocks, s.x.depth, count, S, s.scale, 1, warps=W, OWN=own is not None, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F)
+        return out
+    f1, g1 = finish(s, f, bias, rows, setting, next_T, None, S, err), finish(s.T, g, biasT, cols, setting_T, next_bias, bias[0], 1, err_T)
+    return f1, g1, next_bias, next_T
 
 # %% ../nbs/12_kernels_softmin.ipynb #0fb62dae
 def device_ms(

@@ -149,27 +149,34 @@ def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
 # %% ../nbs/15_kernels_truncated.ipynb #9a5330f1
 @triton.jit(do_not_specialize=["rows", "width", "ka", "kb", "k", "e", "q"])
 def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_ptr, V_ptr, out_ptr, rows, width, ka, kb, k, e, q,
-                    KE: tl.constexpr, KQ: tl.constexpr, LAST: tl.constexpr, NE: tl.constexpr, SHORT: tl.constexpr, F: tl.constexpr, G: tl.constexpr):
-    "sum_j val_ij (<A_i, B_j> + alpha_i + beta_j) V_j for one row and one direction; LAST: the last column on its own."
-    row = tl.program_id(0).to(tl.int64); h = tl.program_id(1).to(tl.int64); q0 = tl.program_id(2)*KQ
+                    KD: tl.constexpr, KE: tl.constexpr, KQ: tl.constexpr, LAST: tl.constexpr, NE: tl.constexpr, SHORT: tl.constexpr, F: tl.constexpr, G: tl.constexpr):
+    "sum_j val_ij (<A_i, B_j> + alpha_i + beta_j) V_j for one row and KD directions, which share B if they are several; LAST: the last column on its own."
+    row = tl.program_id(0).to(tl.int64); h = tl.program_id(1)*KD + tl.arange(0, KD); q0 = tl.program_id(2)*KQ; some = h < k; h = h.to(tl.int64)
     begin = tl.load(crow_ptr + row); end = tl.load(crow_ptr + row + 1)
     ke = tl.arange(0, KE); kq = q0 + tl.arange(0, KQ); has = kq < q - LAST
-    A = A_ptr + ((h % ka)*rows + row)*e; B = B_ptr + (h % kb)*width*e
-    alpha = tl.load(alpha_ptr + h*rows + row)
-    acc = tl.zeros([NE, KQ], tl.float64); last = tl.zeros([NE], tl.float64)
+    A = A_ptr + ((h % ka)*rows + row)*e; B = B_ptr + (tl.program_id(1).to(tl.int64)*KD % kb)*width*e
+    alpha = tl.load(alpha_ptr + h*rows + row, mask=some, other=0.0).to(F)
+    if KD == 1: acc = tl.zeros([NE, KQ], F)
+    else: acc = tl.zeros([KQ, KD], F)
+    last = tl.zeros([NE, KD], F)
     for t in range(begin, end, NE):
         at = t + tl.arange(0, NE); live = at < end
         j = columns_at(col_ptr, at, live, SHORT)
-        w = alpha + tl.load(beta_ptr + h*width + j, mask=live, other=0.0)
+        w = alpha[None, :] + tl.load(beta_ptr + (h*width)[None, :] + j[:, None], mask=live[:, None] & some[None, :], other=0.0).to(F)
         for e0 in range(0, e, KE):
-            a = tl.load(A + e0 + ke, mask=e0 + ke < e, other=0.0).to(tl.float64)
-            w += tl.sum(a[None, :]*tl.load(B + (j*e)[:, None] + (e0 + ke)[None, :], mask=live[:, None] & (e0 + ke < e)[None, :], other=0.0).to(tl.float64), 1)
-        w *= tl.load(val_ptr + at, mask=live, other=0.0).to(tl.float64)
-        acc += w[:, None]*tl.load(V_ptr + (j*q)[:, None] + kq[None, :], mask=live[:, None] & has[None, :], other=0.0).to(tl.float64)
-        if LAST: last += w*tl.load(V_ptr + j*q + q - 1, mask=live, other=0.0).to(tl.float64)
+            a = tl.load(A[None, :] + e0 + ke[:, None], mask=(e0 + ke < e)[:, None] & some[None, :], other=0.0)
+            b = tl.load(B + (j*e)[:, None] + (e0 + ke)[None, :], mask=live[:, None] & (e0 + ke < e)[None, :], other=0.0)
+            if KD == 1: w += tl.sum(tl.trans(a)*b, 1)[:, None]
+            else: w = tl.dot(b, a, w, input_precision="ieee")
+        w *= tl.load(val_ptr + at, mask=live, other=0.0).to(F)[:, None]
+        v = tl.load(V_ptr + (j*q)[:, None] + kq[None, :], mask=live[:, None] & has[None, :], other=0.0)
+        if KD == 1: acc += v*w
+        else: acc = tl.dot(tl.trans(v), w, acc, input_precision="ieee")
+        if LAST: last += w*tl.load(V_ptr + j*q + q - 1, mask=live, other=0.0)[:, None]
+    if KD == 1: acc = tl.sum(acc, 0)[:, None]
     out = out_ptr + (h*rows + row)*q
-    tl.store(out + kq, tl.sum(acc, 0), mask=has)
-    if LAST: tl.store(out + q - 1, tl.sum(last, 0), mask=q0 == 0)
+    tl.store(out[None, :] + kq[:, None], acc.to(tl.float64), mask=has[:, None] & some[None, :])
+    if LAST: tl.store(out + q - 1, tl.sum(last, 0).to(tl.float64), mask=some & (q0 == 0))
 
 # %% ../nbs/15_kernels_truncated.ipynb #ded71ebb
 class TritonSparse(Sparse):
@@ -199,10 +206,11 @@ class TritonSparse(Sparse):
         k, (e, q) = len(alpha), (A.shape[-1], V.shape[-1]); F = self.val.dtype
         A, B, V = (t.to(F).contiguous() for t in (A, B, V)); alpha, beta = alpha.contiguous(), beta.contiguous()
         last = int(q > 1 and (q - 1) & (q - 2) == 0)
-        KE, KQ = pow2(e, 64), pow2(q - last, 64); NE, W = cfg or ((16, 1) if e > 16 else (max(16, 2048//max(KE, KQ)), 4)); chunks = -(-(q - last)//KQ)
+        KE, KQ = pow2(e, 64), pow2(q - last, 64); KD = 16 if k > 1 and len(B) == 1 and F == torch.float32 and min(KE, KQ) >= 16 else 1
+        NE, W = cfg or ((32, 4) if KD > 1 else (16, 1) if e > 16 else (max(16, 2048//max(KE, KQ)), 4)); chunks = -(-(q - last)//KQ)
         out = torch.empty(k, self.rows, q, dtype=torch.float64, device=V.device)
-        launch(weighted_kernel, (self.rows, k, chunks), self.crow, self.col, self.val, A, B, alpha, beta, V, out, self.rows, self.width, len(A), len(B), k, e, q,
-               warps=W, KE=KE, KQ=KQ, LAST=last, NE=NE, SHORT=self.short, F=_F[F], G=_F[F])
+        launch(weighted_kernel, (self.rows, -(-k//KD), chunks), self.crow, self.col, self.val, A, B, alpha, beta, V, out, self.rows, self.width, len(A), len(B), k, e, q,
+               warps=W, KD=KD, KE=KE, KQ=KQ, LAST=last, NE=NE, SHORT=self.short, F=_F[F], G=_F[F])
         return out
 
 # %% ../nbs/15_kernels_truncated.ipynb #f1ae9113

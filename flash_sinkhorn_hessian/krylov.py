@@ -29,7 +29,7 @@ from .kernels_truncated import *
 # %% ../nbs/16_krylov.ipynb #ff201dff
 # columns of the table of scalars, one row a system; two tables, read and written in turn
 RR, GOAL, BEST, SINCE, STEPS, STATE, FIRST, SIZE = range(8)
-_INTS = ["n", "m", "k", "S", "NB", "stride", "patience", "per", "P", "G", "slot", "systems", "km", "cap"]
+_INTS = ["n", "m", "k", "S", "NB", "stride", "patience", "per", "P", "G", "slot", "systems", "cap"]
 
 @triton.jit
 def total(ptr, P, STEP: tl.constexpr, BLOCK: tl.constexpr):
@@ -54,9 +54,9 @@ def dots_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, m, k, per, BLOCK: tl.constexpr):
 
 # %% ../nbs/16_krylov.ipynb #7b1ea725
 @triton.jit(do_not_specialize=_INTS)
-def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, rp_ptr, rr_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, n, m, k, per, P, slot, systems, km, cap,
-                    NULL: tl.constexpr, FIX: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr):
-    "Step length; the solution moves along p, its image along u = N p, the residual along q; partial sums of its square. FIX: its products with A times the slow modes, in parts too; KEEP: p and q are stored for the next ones."
+def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, rp_ptr, rr_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, n, m, k, per, P, slot, systems, cap,
+                    NULL: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr):
+    "Step length; the solution moves along p, its image along u = N p, the residual along q; partial sums of its square. KM: its products with A times so many slow modes, in parts too; KEEP: p and q are stored for the next ones."
     g = tl.program_id(0); s = tl.program_id(1); b = (s // k).to(tl.int64); G = tl.num_programs(0)
     t = table_ptr + (slot*systems + s)*8; going = tl.load(t + 5) == 0
     bend = total(dots_ptr + s*P*2, P, 2, 2048); off = 0.0
@@ -77,10 +77,10 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
         if KEEP:
             at = row*m + j; ok = live & (s == 0) & (row < cap)
             tl.store(kp_ptr + at, p, mask=ok); tl.store(kq_ptr + at, q, mask=ok)
-        if FIX:
-            for k0 in range(0, km, 4096//BLOCK):
+        if KM > 0:
+            for k0 in tl.static_range(0, KM, 4096//BLOCK):
                 aw = tl.load(aw_ptr + ((k0 + kk).to(tl.int64)*m)[:, None] + j[None, :], mask=live[None, :], other=0.0)
-                c_at = c_ptr + (s*G + g)*km + k0 + kk; c = tl.sum(aw*r.to(tl.float32)[None, :], 1)
+                c_at = c_ptr + (s*KM + k0 + kk)*G + g; c = tl.sum(aw*r.to(tl.float32)[None, :], 1)
                 if h > 0: c += tl.load(c_at)
                 tl.store(c_at, c)
         live = j < n_now; i = b*n*k + s % k + j.to(tl.int64)*k
@@ -89,23 +89,21 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
 
 # %% ../nbs/16_krylov.ipynb #d26a3f39
 @triton.jit(do_not_specialize=_INTS)
-def direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, rr_ptr, rp_ptr, table_ptr, gate_ptr, m, k, stride, patience, per, slot, systems, km,
-                     FIX: tl.constexpr, F: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr):
-    "Turn p, conjugate to the slow modes if FIX; `next` is p times the factors w, what the next product reads. The first program of a system keeps its account."
+def direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, rr_ptr, rp_ptr, table_ptr, gate_ptr, m, k, stride, patience, per, slot, systems,
+                     KM: tl.constexpr, GP: tl.constexpr, F: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr):
+    "Turn p, conjugate to KM slow modes; `next` is p times the factors w, what the next product reads. The first program of a system keeps its account."
     g = tl.program_id(0); s = tl.program_id(1); b = (s // k).to(tl.int64); c = s % k; G = tl.num_programs(0)
     t = table_ptr + (slot*systems + s)*8; rr = tl.load(t); state = tl.load(t + 5); going = state == 0
     new = total(rr_ptr + s*G, G, 1, 256); good = going & (new >= 0)
     beta = tl.where(good, new/rr, 0.0); m_now = tl.where(good, m, 0)
-    acc = tl.zeros([BLOCK], tl.float64); kk = tl.arange(0, 4096//BLOCK); gg = tl.arange(0, 16)
+    acc = tl.zeros([BLOCK], tl.float64); kk = tl.arange(0, 4096//BLOCK); gg = tl.arange(0, GP)
     for h in range(per):
         j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = j < m_now; i = b*m*k + c + j.to(tl.int64)*k
         r = tl.load(r_ptr + i, mask=live, other=0.0); p = r + beta*tl.load(p_ptr + i, mask=live, other=0.0)
-        if FIX:
+        if KM > 0:
             fix = tl.zeros([BLOCK], tl.float32)
-            for k0 in range(0, km, 4096//BLOCK):
-                share = tl.zeros([4096//BLOCK], tl.float32)
-                for g0 in range(0, G, 16):
-                    share += tl.sum(tl.load(c_ptr + ((s*G + g0 + gg)*km)[:, None] + (k0 + kk)[None, :], mask=(g0 + gg < G)[:, None], other=0.0), 0)
+            for k0 in tl.static_range(0, KM, 4096//BLOCK):
+                share = tl.sum(tl.load(c_ptr + ((s*KM + k0 + kk)*G)[:, None] + gg[None, :], mask=(gg < G)[None, :], other=0.0), 1)
                 fix += tl.sum(share[:, None]*tl.load(mode_ptr + ((k0 + kk).to(tl.int64)*m)[:, None] + j[None, :], mask=live[None, :], other=0.0), 0)
             p -= fix.to(tl.float64)
         tl.store(p_ptr + i, p, mask=live); acc += r*p
@@ -166,7 +164,7 @@ class StreamedProducts:
         if s.batch*s.x.blocks*s.y.blocks <= 128 and s.mode <= THREE and s.batch == 1: BM, BN, W, NS, want = 64, 128, 4, 2, 264
         tiles, per, S = parts(s, BM, BN, want); part = torch.empty(S, s.batch*tiles*BM, dtype=s.dtype, device=out.device)
         launch(marginal_kernel, (s.batch*tiles, S), s.x.left, s.x.low, s.y.right, s.y.low, bias, s.sqx, hi, x, part, x, out, _unit_par(out.device), bias, bias, hi, x, out,
-               s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, gate, warps=W, FUSE=False, COLS=False, GATE=True, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS)
+               s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, gate, warps=W, FUSE=False, COLS=False, GATE=True, SLOT=s.slot, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS)
         launch(total_kernel, (s.batch*s.x.blocks,), part, w, out if p is None else p, out if e is None else e, out, w if nxt is None else nxt, dots, s.x.n, s.x.blocks, S, SUB=p is not None, F=s.F, BLOCK=BLOCK)
     def __call__(self, p, u, q, e, dots, gate):
         self._half(self.s, self.bu, self.v[0], self.next, self.u[1], None, None, u, self.mid, dots, gate)
@@ -175,7 +173,7 @@ class StreamedProducts:
 # %% ../nbs/16_krylov.ipynb #db047e10
 def slices(m):
     "Programs of a system, blocks of numbers for each of them, and numbers in a block."
-    size = 256 if m <= 1 << 16 else 1024; per = -(-m//(size*256)); return -(-m//(size*per)), per, size
+    size = 128 if m <= 1 << 14 else 256 if m <= 1 << 16 else 1024; per = -(-m//(size*256)); return -(-m//(size*per)), per, size
 
 class WideProducts:
     "The same for several columns."
@@ -226,19 +224,19 @@ class DeviceCG:
         cap = self.modes.slots(self.m)
         if self.modes.W is self.W and cap == (0 if self.kept is None else self.kept.shape[1]): return
         self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self._fresh()
-        if W is not None: # rows, a multiple of sixteen of them, in single precision: a direction need not be conjugate to the last bit
-            rows = lambda t: torch.nn.functional.pad(t.mT.float(), (0, 0, 0, -t.shape[1] % 16)).contiguous()
-            self.rows, self.A_rows = rows(W), rows(self.modes.AW); self.c = torch.zeros(self.B*self.k, self.G, len(self.rows), device=W.device)
+        if W is not None: # rows, a multiple of thirty-two of them, in single precision: a direction need not be conjugate to the last bit
+            rows = lambda t: torch.nn.functional.pad(t.mT.float(), (0, 0, 0, -t.shape[1] % 32)).contiguous()
+            self.rows, self.A_rows = rows(W), rows(self.modes.AW); self.c = torch.zeros(self.B*self.k, len(self.rows), self.G, device=W.device)
     def _both(self, t): Nt = self.s.N(t); return self.s.T.project(t - self.s.T.N(Nt)), Nt
     def _step(self, slot):
         m, k, B, w, r = self.m, self.k, self.B, self.prod, self.r
         fix, keep = self.W is not None, self.kept is not None
-        AW, W, c, km = (self.A_rows, self.rows, self.c, len(self.rows)) if fix else (r, r, r, 0); P, Q, cap = (*self.kept, self.kept.shape[1]) if keep else (r, r, 0)
+        AW, W, c, KM = (self.A_rows, self.rows, self.c, len(self.rows)) if fix else (r, r, r, 0); P, Q, cap = (*self.kept, self.kept.shape[1]) if keep else (r, r, 0)
         w(self.p, self.u, self.q, self.null, self.dots, self.gate)
         launch(residual_kernel, (self.G, B*k), self.x, r, self.p, self.q, self.null, self.U, self.u, self.dots, self.rp, self.rr, self.table, AW, c, P, Q,
-               self.n, m, k, self.per, w.P, slot, B*k, km, cap, NULL=self.balanced, FIX=fix, KEEP=keep, BLOCK=self.size)
-        launch(direction_kernel, (self.G, B*k), r, self.p, W, c, w.w, w.next, self.rr, self.rp, self.table, self.gate, m, k, w.stride, 60, self.per, slot, B*k, km,
-               FIX=fix, F=_F[w.next.dtype], W=_F[w.w.dtype], BLOCK=self.size)
+               self.n, m, k, self.per, w.P, slot, B*k, cap, NULL=self.balanced, KM=KM, KEEP=keep, BLOCK=self.size)
+        launch(direction_kernel, (self.G, B*k), r, self.p, W, c, w.w, w.next, self.rr, self.rp, self.table, self.gate, m, k, w.stride, 60, self.per, slot, B*k,
+               KM=KM, GP=max(16, 1 << (self.G - 1).bit_length()), F=_F[w.next.dtype], W=_F[w.w.dtype], BLOCK=self.size)
     def _block(self):
         for t in range(self.prod.block): self._step(t % 2)
     def _start(self):

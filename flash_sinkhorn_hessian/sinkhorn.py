@@ -62,6 +62,8 @@ def symmetric_step(
     g:Tensor,  # (..., m) second potential
 ) -> tuple:    # new f, new g, marginal error (...,), both sides counted
     "One symmetric iteration: both potentials move half of their update, from the same state; two passes."
+    own = getattr(p.geom, "symmetric", None)             # a geometry may get both marginals from one pass
+    if own is not None and (out := own(p, f, g)) is not None: return out
     rf, rg = residual(p, f, g), residual(p.T, g, f)
     err = marginal_error(p, f, rf) + marginal_error(p.T, g, rg)
     return f + .5*p.damping*p.eps*rf, g + .5*p.T.damping*p.eps*rg, err

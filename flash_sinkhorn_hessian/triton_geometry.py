@@ -141,6 +141,8 @@ def _weighted(self, u, v, A, B, alpha, beta, V):
 @_geometry
 def _both_marginals(self, u, v):
     "(..., n), (..., m) row and column sums of the kernel from one exponential a score"
+    if torch.are_deterministic_algorithms_enabled():        # the one pass adds columns in any order: two passes then
+        return (u + self.lse(v, u)).exp(), (v + self.T.lse(u, v)).exp()
     r, c = marginals(self.scores, self.flat(u), self.flat(v), self.bias(v))
     return r.reshape(*self.batch, -1), c.reshape(*self.batch, -1)
 
@@ -150,29 +152,37 @@ def _plan(self, u, v):
     return DenseGeometry(self.x, self.y, self.eps).plan(u, v)
 
 # %% ../nbs/14_triton.ipynb #7de61744
-def _setting(geom, p):
+def _setting(geom, p, step=1.):
     "Constants of an iteration on the device: for each side 1/eps, step and penalty, logarithms of the weights, weights."
-    side = lambda p: (torch.tensor([1/p.eps, p.damping*p.eps, 1/p.rho_x], dtype=torch.float64, device=geom.x.device), geom.flat(p.log_a), geom.flat(p.a))
+    side = lambda p: (torch.tensor([1/p.eps, step*p.damping*p.eps, 1/p.rho_x], dtype=torch.float64, device=geom.x.device), geom.flat(p.log_a), geom.flat(p.a))
     return side(p), side(p.T)
 
 def _run(geom, setting, f, g, steps):
     (par, la, a), (parT, lb, b) = setting; s, sT = geom.scores, geom.scores.T
-    err = torch.zeros(steps, 2, -(-s.batch//2)*2, dtype=torch.float64, device=f.device)    # rows aligned to 16 bytes
-    bias = column_bias(s, g*parT[0] + lb)
+    tiles = [-(-t.batch*parts(t, *marginal_config(t)[:2], marginal_config(t)[-1])[0]//2)*2 for t in (s, sT)]             # rows aligned to 16 bytes
+    err, errT = (torch.zeros(steps, t, dtype=torch.float64, device=f.device) for t in tiles)
+    bias = column_bias(s, g, parT, lb)
     biasT, spare = (tuple(torch.empty(s.batch, o.blocks*BLOCK, dtype=s.dtype, device=f.device) for _ in "hw") for o in (s.x, s.y))
     for k in range(steps):
-        f = sweep(s, f, bias, torch.empty_like(f), par, (la, a, *biasT, err[k, 0])); bias = spare
-        g = sweep(sT, g, biasT, torch.empty_like(g), parT, (lb, b, *bias, err[k, 1]))
-    return f, g, err[:, 0, :s.batch]
+        f = sweep(s, f, bias, torch.empty_like(f), par, (la, a, *biasT, err[k])); bias = spare
+        g = sweep(sT, g, biasT, torch.empty_like(g), parT, (lb, b, *bias, errT[k]))
+    per = parts(s, *marginal_config(s)[:2], marginal_config(s)[-1])[0]
+    return f, g, err[:, :s.batch*per].reshape(steps, s.batch, per).sum(-1)
+
+def _run_both(geom, setting, f, g, steps):
+    (par, la, a), (parT, lb, b) = setting; s = geom.scores; B = s.batch; tiles = [B*t.blocks*BLOCK//both_config(s)[0] for t in (s.x, s.y)]
+    bias, biasT = column_bias(s, g, parT, lb), column_bias(s.T, f, par, la); cut = tiles[0] + tiles[0] % 2; err = torch.empty(steps, cut + tiles[1] + tiles[1] % 2, dtype=torch.float64, device=f.device)
+    for k in range(steps): f, g, bias, biasT = both_updates(s, f, g, bias, biasT, *setting, err[k], err[k, cut:])
+    return f, g, sum(t.reshape(steps, B, -1).sum(-1) for t in (err[:, :tiles[0]], err[:, cut:cut+tiles[1]]))
 
 class Recorded:
     "A fixed number of iterations as a CUDA graph: input and output buffers, and one launch."
-    def __init__(self, geom, p, f, g, steps):
-        self.p, self.setting, self.f, self.g = p, _setting(geom, p), f.clone(), g.clone()
+    def __init__(self, geom, p, f, g, steps, run=_run, step=1.):
+        self.p, self.setting, self.f, self.g = p, _setting(geom, p, step), f.clone(), g.clone()
         side = torch.cuda.Stream(f.device); side.wait_stream(torch.cuda.current_stream(f.device))
-        with torch.cuda.stream(side): _run(geom, self.setting, self.f, self.g, 1)
+        with torch.cuda.stream(side): run(geom, self.setting, self.f, self.g, 1)
         torch.cuda.current_stream(f.device).wait_stream(side)
-        self.graph, self.out = capture(lambda: _run(geom, self.setting, self.f, self.g, steps))
+        self.graph, self.out = capture(lambda: run(geom, self.setting, self.f, self.g, steps))
 
     def __call__(self, f, g):
         self.f.copy_(f); self.g.copy_(g); self.graph.replay()
@@ -203,3 +213,17 @@ def _alternate(self, p, f, g):
         return f, g, err[0]
     f, g, err = _run(self, self._graphs[key][1], self.flat(f), self.flat(g), 1)
     return f.reshape(p.a.shape), g.reshape(p.b.shape), err.reshape(self.batch)
+
+@_geometry
+def _symmetric(self, p, f, g, step=.5):
+    "One symmetric iteration from a single pass, see `sinkhorn.symmetric_step`; None where column sums would not do: weights of zero, or a wish for the same bits every time."
+    key = ("symmetric", id(p), step); run = self._graphs.get(key)
+    if len(self._graphs) > 8: self._graphs.clear()
+    if run is None: run = self._graphs[key] = [p, _setting(self, p, step), 0, None, bool((p.b > 0).all() and (p.a > 0).all())]
+    if not run[4] or torch.are_deterministic_algorithms_enabled(): return None
+    run[2] += 1; f, g = self.flat(f), self.flat(g)
+    if run[2] < 4 or not self.x.is_cuda or torch.cuda.is_current_stream_capturing(): out = _run_both(self, run[1], f, g, 1)
+    else:
+        if run[3] is None: run[3] = Recorded(self, p, f, g, 1, _run_both, step)
+        out = run[3](f, g)
+    return out[0].reshape(p.a.shape), out[1].reshape(p.b.shape), out[2][0].reshape(self.batch)
