@@ -71,7 +71,7 @@ def gram_inverse_root(
 
 class SlowModes:
     "Directions in which conjugate gradients for one matrix A are slow, learnt from its first solves: columns W with W^T A W = 1, A W, and W's image under the map that comes along with A."
-    most, solves, room, least = 64, 4, 1 << 24, 512   # columns kept; solves to learn from; numbers stored meanwhile; unknowns below which it is not worth it
+    most, solves, room, least = 64, 6, 1 << 24, 512   # columns kept; solves to learn from; numbers stored meanwhile; unknowns below which it is not worth it
     def __init__(self): self.W = self.AW = self.NW = self.found = None; self.seen = 0
     def slots(self, m): # directions to store of the next solve, for m unknowns
         return min(512, self.room//(2*m)) if self.seen < self.solves and m >= self.least else 0
@@ -105,12 +105,12 @@ def solve_schur(
     tol:float, max_iter:int, ridge:float=0.,
 ) -> tuple: # solution (..., m, k), N times the solution (..., n, k), SolveInfo
     "Solve `(I - N^T N) t = rhs`, where the null direction is projected out of every step. Two passes a step."
+    plain = not (ridge.any() if isinstance(ridge, Tensor) else ridge); modes = slow_modes(s) if plain else None
     own = getattr(s.p.geom, "schur_cg", None)
-    if own is not None and not ridge and (out := own(s, rhs, tol, max_iter)) is not None: return out
+    if own is not None and plain and (out := own(s, rhs, tol, max_iter)) is not None: return out
     def A(t): Nt = s.N(t); return s.T.project((1 + ridge)*t - s.T.N(Nt)), Nt
-    modes = None if ridge else slow_modes(s)
     if modes: modes.learn(A)
-    t, info = cg(A, rhs, tol, max_iter, modes=modes)
+    t, info = cg(A, rhs, tol, max_iter, 150 if modes and modes.W is not None else 60, modes=modes)
     if modes and modes.W is not None and not info.converged and info.n_iter < max_iter: modes.forget(); t, info = cg(A, rhs, tol, max_iter)
     return (*t, info) if isinstance(t, tuple) else (t, s.N(t), info)
 

@@ -401,7 +401,7 @@ def both_config(s:Scores):
     "The configuration of both marginals at once, see `marginal_config`."
     if s.dtype == torch.float64 or s.mode == LOOP: return 32, 64, 4, 1, 1056
     if s.mode == DIRECT: return (128, 128, 4, 2, 1056) if s.K else (64, 128, 4, 1, 1056)
-    return 128, 128, 4, 2, 1056
+    return 128, 128, 4, 2, 792
 
 def both(
     s:Scores, u:Tensor, par:Tensor, la:Tensor, bias:tuple, # potentials of the rows and their unit, log weights, prepared biases of the columns

@@ -235,7 +235,7 @@ class DeviceCG:
         w(self.p, self.u, self.q, self.null, self.dots, self.gate)
         launch(residual_kernel, (self.G, B*k), self.x, r, self.p, self.q, self.null, self.U, self.u, self.dots, self.rp, self.rr, self.table, AW, c, P, Q,
                self.n, m, k, self.per, w.P, slot, B*k, cap, NULL=self.balanced, KM=KM, KEEP=keep, BLOCK=self.size)
-        launch(direction_kernel, (self.G, B*k), r, self.p, W, c, w.w, w.next, self.rr, self.rp, self.table, self.gate, m, k, w.stride, 60, self.per, slot, B*k,
+        launch(direction_kernel, (self.G, B*k), r, self.p, W, c, w.w, w.next, self.rr, self.rp, self.table, self.gate, m, k, w.stride, 150, self.per, slot, B*k,
                KM=KM, GP=max(16, 1 << (self.G - 1).bit_length()), F=_F[w.next.dtype], W=_F[w.w.dtype], BLOCK=self.size)
     def _block(self):
         for t in range(self.prod.block): self._step(t % 2)
@@ -339,9 +339,9 @@ def whole_product(
     fn, solver, tensors # function of the tensors with one solve in it, and the solver
 ): # its results, but for the first, a residual; None where that cannot be recorded (yet), or did not converge
     "`fn(*tensors)` in one launch and one look, once solves at this system have settled down to a few steps."
-    if not tensors[0].is_cuda or INTERPRETED or not isinstance(solver, ConjugateGradients) or solver.ridge or max(t.numel() for t in tensors) > 1 << 22: return None
+    if not tensors[0].is_cuda or INTERPRETED or not isinstance(solver, ConjugateGradients) or isinstance(solver.ridge, Tensor) or solver.ridge or max(t.numel() for t in tensors) > 1 << 22: return None
     cg = (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
-    if cg is None or cg.kept is not None or cg.last > 64 or not cg._recorded() or solver.max_iter < 100: return None
+    if cg is None or cg.kept is not None or cg.last > 256 or not cg._recorded() or solver.max_iter < 100: return None
     kept = s.__dict__.setdefault("_whole", {}); key = key + (k, solver.tol)
     if len(kept) > 8: kept.clear()
     run = kept.get(key)
