@@ -1,10 +1,12 @@
-"""The front page says what was measured: its tables of times against the saved runs, its table of features cell by cell."""
+"""The front page says what was measured: its tables of times against the saved runs, its table of features cell by cell.
+And the reference page has every public name."""
 import json, re
 from pathlib import Path
 
 import nbformat, pytest, torch
 
-from flash_sinkhorn_hessian import divergence, solve
+import flash_sinkhorn_hessian
+from flash_sinkhorn_hessian import Solution, divergence, solve
 from flash_sinkhorn_hessian.core import random_problem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,3 +118,12 @@ def test_every_word_has_evidence(): assert features().keys() == EVIDENCE.keys()
 def test_feature(row, column):
     evidence = EVIDENCE[row, column]
     assert isinstance(evidence, str) or evidence(), f'{row}, {column}: {features()[row, column]}'
+
+def test_the_reference_has_every_public_name():
+    cells = nbformat.read(NBS/'reference.ipynb', as_version=4).cells
+    shown = {m for c in cells for m in re.findall(r'^show_doc\(([\w.]+)\)', c.source, flags=re.M)}
+    public = {n for n, o in vars(flash_sinkhorn_hessian).items() if n[0] != '_' and getattr(o, '__module__', '').startswith('flash_sinkhorn_hessian')}
+    methods = {f'Solution.{n}' for n, o in vars(Solution).items() if n[0] != '_' and callable(o)}
+    assert public - {'Solution', 'Divergence'} | methods <= shown, public | methods - shown
+    sections = '\n'.join(c.source for c in cells if c.cell_type == 'markdown').split('\n## ')[1:]
+    assert [s[:20] for s in sections if not ('**Errors.**' in s and '**Source' in s) and not s.startswith('The warning')] == []
