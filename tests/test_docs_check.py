@@ -3,7 +3,7 @@ import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from docs_check import check_pages, check_site, output_problems, parse, title_problems
-from pages import copy_tree
+from pages import copy_tree, mend
 from readme import from_top
 from sync import ROOT
 
@@ -63,6 +63,10 @@ def test_planted_fault_is_found(check, fault, said):
 def test_dollars_in_code_are_not_formulas():
     page = parse('<p><code>$x$</code></p><pre>\\alpha</pre><p>plain</p>')
     assert page.leftover == [] and page.formulas == []
+
+def test_links_inside_code_are_undone():
+    text = 'a [`f`](https://x.example/a.html#f)\n\n```python\ndef g(\n    x, # see [`f`](https://x.example/a.html#f)\n)\n```\n[source](https://x.example/a.py#LNone)'
+    assert mend(text) == text.replace('see [`f`](https://x.example/a.html#f)', 'see `f`').replace('#LNone', '')
 
 def write(path, *cells):
     "Write a small notebook; a cell is Markdown if it opens with `# ` or a letter and a space, and code if it opens with `>>>`."
