@@ -16,6 +16,7 @@ from bs4 import BeautifulSoup
 from pages import ROOT, copy_tree, process, to_markdown
 
 LEFT, RIGHT = re.compile(r'\\left(?![a-zA-Z])'), re.compile(r'\\right(?![a-zA-Z])')
+LARGEST, ALL = 300 << 10, 10 << 20 # bytes of saved outputs, of a notebook and of the site
 Page = namedtuple('Page', 'ids links images refs formulas leftover')
 # pages by name, pages by notebook, the folder of the built site, the site's address, the repository's, its folder
 Site = namedtuple('Site', 'pages aliases root home source tree')
@@ -111,8 +112,10 @@ def title_problems(path, name):
 
 def output_problems(path, name):
     "Saved outputs that would make Quarto load scripts from another server, or that nobody wants to read"
-    found = []
-    for i, cell in enumerate(nbformat.read(path, as_version=4).cells):
+    cells = nbformat.read(path, as_version=4).cells
+    size = sum(len(str(o)) for c in cells for o in c.get('outputs', []))
+    found = [f'{name}: {size >> 10} KB of saved outputs; {LARGEST >> 10} KB are enough for a notebook'] if size > LARGEST else []
+    for i, cell in enumerate(cells):
         kinds = {o for out in cell.get('outputs', []) for o in (out.get('data') or {out.get('name', ''): 0})}
         if bad := kinds & {'text/html', 'application/javascript', 'application/vnd.jupyter.widget-view+json'}:
             found.append(f'{name}, cell {i}: an output of type {min(bad)}, for which Quarto fetches scripts; show Markdown, text or an image')
@@ -156,6 +159,8 @@ def check_site(root=ROOT, workers=2):
         problems = config_problems(copy, names)
         for p in notebooks:
             for check in (title_problems, output_problems): problems += check(p, p.relative_to(copy).as_posix())
+        size = sum(p.stat().st_size for p in notebooks)
+        if size > ALL: problems.append(f'{size >> 20} MB of notebooks; {ALL >> 20} MB are enough')
         built, texts, aliases = process(copy, workers), {}, {}
         for p in sorted(built.rglob('*.ipynb')):
             front, text, figures = to_markdown(p)

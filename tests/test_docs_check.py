@@ -85,6 +85,7 @@ def test_title_cell_keeps_only_the_title(tmp_path):
 @pytest.mark.parametrize('out, said', [
     (new_output('stream', name='stdout', text='1'), None), (new_output('display_data', {'image/png': '', 'text/plain': 'x'}), None),
     (new_output('stream', name='stderr', text='warned'), 'stderr'), (new_output('display_data', {'text/html': '<b>x</b>'}), 'text/html'),
+    (new_output('display_data', {'image/png': 'x'*400_000}), '390 KB of saved outputs'),
 ])
 def test_outputs_need_no_other_server(tmp_path, out, said):
     nbformat.write(new_notebook(cells=[new_code_cell('1', outputs=[out])]), tmp_path/'a.ipynb')
