@@ -13,7 +13,7 @@ TORCH := $(shell grep '^torch==' $(CONSTRAINTS))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-nbs sync-check export clean-nbs readme docs docs-check clean
+.PHONY: help env demo test test-nbs sync-check export clean-nbs readme figures docs docs-check preview clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,12 +52,22 @@ clean-nbs: env ## strip notebooks of what only makes noise in a diff
 readme: env ## write README.md from nbs/index.ipynb
 	$(PY) .ci/readme.py
 
+figures: env ## draw saved figures again, after a change of style; NB=hvp picks the notebooks
+	$(PY) .ci/figures.py $(or $(NB),nbs/)
+	$(PY) .ci/sync.py --clean
+
 docs: env ## build the site into _docs, with Quarto
 	$(PY) .ci/site.py
 
 docs-check: env ## check the pages' links, anchors, images and formulas; Quarto is not needed
 	$(PY) .ci/docs_check.py
 
+preview: env ## render into _preview without Quarto, with npm and Chromium, and look for what overflows
+	@mkdir -p _preview/node
+	npm install --silent --prefix _preview/node bootstrap@5.3 bootswatch@5.3 sass playwright-core
+	$(PY) .ci/preview.py
+	node .ci/look.js _preview
+
 clean: ## remove what was built, but not the environment
-	rm -rf _docs _proc build dist output *.egg-info .pytest_cache .hypothesis
+	rm -rf _docs _proc _preview build dist output *.egg-info .pytest_cache .hypothesis
 	find nbs flash_sinkhorn_hessian tests .ci -name __pycache__ -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Check the documentation without Quarto: every internal link, anchor and image, and that every formula parses.
+"""Check the documentation without Quarto: every internal link, anchor and image, every figure's text, and that every formula parses.
 
 nbdev processes the notebooks, nbconvert writes them as Markdown, and pandoc, whose Markdown Quarto speaks, renders
 the pages with MathML. It fails on a warning, so a formula it cannot read is an error. The pages are then searched.
@@ -16,6 +16,7 @@ from bs4 import BeautifulSoup
 from pages import ROOT, copy_tree, process, to_markdown
 
 LEFT, RIGHT = re.compile(r'\\left(?![a-zA-Z])'), re.compile(r'\\right(?![a-zA-Z])')
+LARGEST, ALL = 300 << 10, 10 << 20 # bytes of saved outputs, of a notebook and of the site
 Page = namedtuple('Page', 'ids links images refs formulas leftover')
 # pages by name, pages by notebook, the folder of the built site, the site's address, the repository's, its folder
 Site = namedtuple('Site', 'pages aliases root home source tree')
@@ -41,7 +42,10 @@ def parse(html):
     refs = [o for s in soup.find_all('span', class_='citation') for o in s.get('data-cites', '').split()]
     formulas = [o.get_text() for o in soup.find_all('annotation', encoding='application/x-tex')]
     for o in soup.find_all(['code', 'pre', 'math', 'script', 'style', 'svg']): o.decompose()
-    leftover = re.findall(r'[^\s]{0,20}(?:\$|\\[a-zA-Z({\[])[^\n]{0,30}', soup.get_text())
+    text = soup.get_text()
+    leftover = [f'formula left as text: {o.strip()}' for o in re.findall(r'[^\s]{0,20}(?:\$|\\[a-zA-Z({\[])[^\n]{0,30}', text)]
+    # nbdev makes links of symbols in backticks, inside the text of a link too, where Markdown does not allow one.
+    leftover += [f'link left as text, no backticks inside a link\'s text: {o.strip()}' for o in re.findall(r'\[[^\s\]]*\]\([^\s)]+', text)]
     return Page(ids, links, images, refs, formulas, leftover)
 
 def resolve(href, page, site):
@@ -71,6 +75,7 @@ def link_problem(href, page, site):
 
 def image_problem(src, alt, page, site):
     "What is wrong with the image `src` on `page`, or None"
+    if not alt: return f'image without a text for those who cannot see it, `#| fig-alt:` or ![text](...): {src[:60]}'
     if src.startswith('data:'): return None
     if urlsplit(src).scheme or urlsplit(src).netloc: return f'fetched from another server: {src}'
     path = normpath(join(dirname(page), unquote(urlsplit(src).path)))
@@ -85,7 +90,7 @@ def page_problems(name, site):
     found += [f'broken cross-reference: @{o}' for o in page.refs if o not in labels]
     # Pandoc lets these pass; a browser draws them wrong.
     found += [f'unbalanced \\left and \\right: {o}' for o in page.formulas if len(LEFT.findall(o)) != len(RIGHT.findall(o))]
-    found += [f'formula left as text: {o.strip()}' for o in page.leftover]
+    found += page.leftover
     return [f'{name}: {o}' for o in dict.fromkeys(found) if o]
 
 def check_pages(texts, root, aliases=None, home='', source='', tree=None, reader='markdown'):
@@ -105,6 +110,18 @@ def title_problems(path, name):
         return [f'{name}: this line of the title cell would be lost, put it into a cell of its own: {o[:60]}' for o in lost]
     return [f'{name}: no "# Title" cell']
 
+def output_problems(path, name):
+    "Saved outputs that would make Quarto load scripts from another server, or that nobody wants to read"
+    cells = nbformat.read(path, as_version=4).cells
+    size = sum(len(str(o)) for c in cells for o in c.get('outputs', []))
+    found = [f'{name}: {size >> 10} KB of saved outputs; {LARGEST >> 10} KB are enough for a notebook'] if size > LARGEST else []
+    for i, cell in enumerate(cells):
+        kinds = {o for out in cell.get('outputs', []) for o in (out.get('data') or {out.get('name', ''): 0})}
+        if bad := kinds & {'text/html', 'application/javascript', 'application/vnd.jupyter.widget-view+json'}:
+            found.append(f'{name}, cell {i}: an output of type {min(bad)}, for which Quarto fetches scripts; show Markdown, text or an image')
+        if 'stderr' in kinds: found.append(f'{name}, cell {i}: saved what went to stderr')
+    return found
+
 def config_problems(root, names):
     "Files that _quarto.yml and sidebar.yml name, and the settings that keep the site free of other servers"
     cfg = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
@@ -118,6 +135,10 @@ def config_problems(root, names):
             for v in o: yield from walk(v)
     themes = [o for o in walk(html.get('theme')) if o.endswith('.scss')]
     found += [f'{o} does not exist' for o in [*walk(html.get('css')), *themes, *cfg.get('metadata-files', [])] if not (root/'nbs'/o).is_file()]
+    for o in walk(html.get('css')):
+        if not (root/'nbs'/o).is_file(): continue
+        for url in re.findall(r'url\(["\']?([^"\')]+)', (root/'nbs'/o).read_text(encoding='utf-8')):
+            if not (root/'nbs'/url).is_file(): found.append(f'{o} wants {url}, which is not a file of the site')
     listed = {o for o in walk(yaml.safe_load((root/'nbs'/'sidebar.yml').read_text(encoding='utf-8'))) if o.endswith('.ipynb')}
     found += [f'sidebar.yml names {o}, which is not a notebook' for o in sorted(listed - names)]
     found += [f'{o} is not in sidebar.yml: run `make export`' for o in sorted(names - listed - {'index.ipynb'})]
@@ -136,7 +157,10 @@ def check_site(root=ROOT, workers=2):
         notebooks = [p for p in sorted((copy/'nbs').rglob('*.ipynb')) if not any(o[0] in '._' for o in p.relative_to(copy).parts)]
         names = {p.relative_to(copy/'nbs').as_posix() for p in notebooks}
         problems = config_problems(copy, names)
-        for p in notebooks: problems += title_problems(p, p.relative_to(copy).as_posix())
+        for p in notebooks:
+            for check in (title_problems, output_problems): problems += check(p, p.relative_to(copy).as_posix())
+        size = sum(p.stat().st_size for p in notebooks)
+        if size > ALL: problems.append(f'{size >> 20} MB of notebooks; {ALL >> 20} MB are enough')
         built, texts, aliases = process(copy, workers), {}, {}
         for p in sorted(built.rglob('*.ipynb')):
             front, text, figures = to_markdown(p)
@@ -159,9 +183,8 @@ def check_site(root=ROOT, workers=2):
             problems += [f'{name}: {o}' for o in said if o]
     pages = [*site.pages.values(), *top.pages.values()]
     images = sum(len(p.images) for p in pages)
-    bare = sum(not alt for p in pages for _, alt in p.images)
-    said = (f'{len(site.pages)} pages and {len(top.pages)} files: {sum(len(p.links) for p in pages)} links, {images} images '
-            f'({bare} without `#| fig-alt:`), {sum(len(p.formulas) for p in pages)} formulas')
+    said = (f'{len(site.pages)} pages and {len(top.pages)} files: {sum(len(p.links) for p in pages)} links, {images} images, '
+            f'{sum(len(p.formulas) for p in pages)} formulas')
     return said, problems
 
 if __name__ == '__main__':
@@ -172,4 +195,4 @@ if __name__ == '__main__':
     said, problems = check_site(args.root.resolve(), args.workers)
     print(said)
     if problems: sys.exit('\n'.join([*problems, f'{len(problems)} problems in the documentation']))
-    print('Every internal link, anchor and image is there, and every formula parses.')
+    print('Every internal link, anchor and image is there, every image has a text, and every formula parses.')

@@ -20,6 +20,20 @@ def copy_tree(root, dest):
     shutil.copytree(root, copy, ignore=LEFT_OUT, symlinks=True)
     return copy
 
+FENCED, LINKED = re.compile(r'^```.*?^```', flags=re.M | re.S), re.compile(r'\[(`[^`\n]+`)\]\(https?://[^)\s]+\)')
+
+def mend(text):
+    "Undo two slips of nbdev: links inside code, where they stay text, and links to a line that it did not find"
+    return FENCED.sub(lambda m: LINKED.sub(r'\1', m[0]), text).replace('.py#LNone)', '.py)')
+
+def mend_notebook(path):
+    "Apply `mend` to the Markdown of a processed notebook, that of its outputs included."
+    nb = nbformat.read(path, as_version=4)
+    for cell in nb.cells:
+        if cell.cell_type == 'markdown': cell.source = mend(cell.source)
+        for data in (o.data for o in cell.get('outputs', []) if 'text/markdown' in o.get('data', {})): data['text/markdown'] = mend(data['text/markdown'])
+    nbformat.write(nb, path)
+
 def process(root, workers=2):
     "Run nbdev's processors over the notebooks of the tree at `root`; returns the folder with what they wrote."
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | {'PYTHONPATH': str(root), 'MPLBACKEND': 'Agg'}
@@ -30,6 +44,7 @@ def process(root, workers=2):
     done = subprocess.run([sys.executable, '-W', 'ignore', script.name, str(workers)], cwd=root, env=env, text=True, errors='replace',
                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if done.returncode: sys.exit(f'{done.stdout}\nnbdev could not process the notebooks')
+    for p in (Path(root)/'_proc').rglob('*.ipynb'): mend_notebook(p)
     return Path(root)/'_proc'
 
 def options(source):

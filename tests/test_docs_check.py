@@ -1,9 +1,9 @@
 """The documentation's check must find what it is there to find: each fault is planted, one at a time."""
 import nbformat, pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from docs_check import check_pages, check_site, parse, title_problems
-from pages import copy_tree
+from docs_check import check_pages, check_site, output_problems, parse, title_problems
+from pages import copy_tree, mend
 from readme import from_top
 from sync import ROOT
 
@@ -43,7 +43,9 @@ def test_good_pages_pass(check): assert check() == []
     ('![x](../images/nothing.png)', 'missing image: ../images/nothing.png'),
     ('![x](images/p.png)', 'missing image: images/p.png'),
     ('![x](../../outside.png)', 'missing image'),
-    ('<img src="../images/nothing.png">', 'missing image'),
+    ('<img src="../images/nothing.png" alt="x">', 'missing image'),
+    ('text and ![](../images/p.png)', 'image without a text'),
+    ('[[`double`](../core.html#core)](../core.html)', 'link left as text'),
     ('![x](https://other.example/p.png)', 'fetched from another server'),
     ('see @eq-nothing', 'broken cross-reference: @eq-nothing'),
     ('$\\frac{1}{2$', 'TeX math'),
@@ -62,6 +64,10 @@ def test_dollars_in_code_are_not_formulas():
     page = parse('<p><code>$x$</code></p><pre>\\alpha</pre><p>plain</p>')
     assert page.leftover == [] and page.formulas == []
 
+def test_links_inside_code_are_undone():
+    text = 'a [`f`](https://x.example/a.html#f)\n\n```python\ndef g(\n    x, # see [`f`](https://x.example/a.html#f)\n)\n```\n[source](https://x.example/a.py#LNone)'
+    assert mend(text) == text.replace('see [`f`](https://x.example/a.html#f)', 'see `f`').replace('#LNone', '')
+
 def write(path, *cells):
     "Write a small notebook; a cell is Markdown if it opens with `# ` or a letter and a space, and code if it opens with `>>>`."
     cells = [new_code_cell(o[3:]) if o.startswith('>>>') else new_markdown_cell(o) for o in cells]
@@ -75,6 +81,16 @@ def test_title_cell_keeps_only_the_title(tmp_path):
     assert 'would be lost' in title_problems(tmp_path/'a.ipynb', 'a')[0]
     write(tmp_path/'a.ipynb', 'no title')
     assert 'no "# Title" cell' in title_problems(tmp_path/'a.ipynb', 'a')[0]
+
+@pytest.mark.parametrize('out, said', [
+    (new_output('stream', name='stdout', text='1'), None), (new_output('display_data', {'image/png': '', 'text/plain': 'x'}), None),
+    (new_output('stream', name='stderr', text='warned'), 'stderr'), (new_output('display_data', {'text/html': '<b>x</b>'}), 'text/html'),
+    (new_output('display_data', {'image/png': 'x'*400_000}), '390 KB of saved outputs'),
+])
+def test_outputs_need_no_other_server(tmp_path, out, said):
+    nbformat.write(new_notebook(cells=[new_code_cell('1', outputs=[out])]), tmp_path/'a.ipynb')
+    found = output_problems(tmp_path/'a.ipynb', 'a')
+    assert (found == []) if said is None else (len(found) == 1 and said in found[0])
 
 @pytest.fixture
 def tree(tmp_path):

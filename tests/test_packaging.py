@@ -21,7 +21,7 @@ def run(code, cwd, **env):
 
 def modules():
     "The package's files, as paths from the top"
-    return {str(p.relative_to(ROOT)) for p in (ROOT/'flash_sinkhorn_hessian').rglob('*.py')}
+    return {str(p.relative_to(ROOT)) for kind in ('*.py', '*.mplstyle') for p in (ROOT/'flash_sinkhorn_hessian').rglob(kind)}
 
 # None in sys.modules makes an import fail as if the package were not installed.
 BARE = """

@@ -1,5 +1,7 @@
 """`make test` must fail when it should: a stale module, a hand-written module, an uncleaned notebook, a failing cell."""
-import pytest
+import re
+
+import pytest, yaml
 
 import nbtest, sync
 from pages import copy_tree
@@ -40,3 +42,16 @@ def test_a_failing_cell_fails_the_run(tree, capsys):
     assert 'AssertionError' in capsys.readouterr().out
     assert nbtest.main(tree, only=['toy'], flags=['slow']) == 1
     assert nbtest.main(tree, only=['no such notebook']) == 1
+
+@pytest.mark.parametrize('path', sorted((sync.ROOT/'.github'/'workflows').glob('*.yml')), ids=lambda p: p.stem)
+def test_workflows_call_what_is_there(path):
+    "They parse, ask for no more rights than they state, have a time limit, and run scripts and targets of this tree."
+    flow = yaml.safe_load(path.read_text(encoding='utf-8'))
+    targets = re.findall(r'^([a-z-]+):', (sync.ROOT/'Makefile').read_text(encoding='utf-8'), flags=re.M)
+    assert flow['permissions'] and flow['jobs']
+    for job in flow['jobs'].values():
+        assert job['timeout-minutes'] <= 60
+        for step in job['steps']:
+            assert ('uses' in step) != ('run' in step) and re.fullmatch(r'[\w./-]+@v\d+', step.get('uses', 'a@v1'))
+            what, name = step.get('run', 'make env').split()
+            assert name in targets if what == 'make' else (sync.ROOT/name).is_file()
