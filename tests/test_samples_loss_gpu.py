@@ -1,11 +1,11 @@
 """SamplesLoss where it trains: memory, repeatability, mixed precision and the compiler on a GPU. One command there: `python -m pytest tests/test_samples_loss_gpu.py`, or `python tests/test_samples_loss_gpu.py`."""
-import gc, resource, warnings
+import gc, resource
 try: import pytest
 except ImportError: pytest = None     # run as a script on a machine without it
 import torch
 from torch.autograd import grad
 
-from flash_sinkhorn_hessian import SamplesLoss, divergence, ot_cost, sinkhorn_divergence, solve
+from flash_sinkhorn_hessian import SamplesLoss, divergence, ot_cost, ot_hvp, sinkhorn_divergence, solve
 from flash_sinkhorn_hessian.core import random_problem
 if pytest: pytestmark = pytest.mark.cuda
 
@@ -88,8 +88,7 @@ def test_compiled_without_a_graph_break():
     for f in (lambda x: SamplesLoss(blur=.2)(a, 2*x, b, y)**2, lambda x: ot_cost(2*x, y, a, b, eps=.1)**2, lambda x: sinkhorn_divergence(2*x, y, a, b, eps=.1)**2):
         c = torch.compile(f, fullgraph=True); X, Z = x.clone().requires_grad_(), x.clone().requires_grad_()
         assert relative(c(X), f(Z)) < 1e-5 and relative(grad(c(X), X)[0], grad(f(Z), Z)[0]) < 1e-5
-    from flash_sinkhorn_hessian.autograd import hvp
-    c = torch.compile(lambda x, v: 2*hvp(x, v, y, a, b, eps=.1), fullgraph=True)
+    c = torch.compile(lambda x, v: 2*ot_hvp(v, x, y, a, b, eps=.1), fullgraph=True)
     assert relative(c(x, v), 2*solve(x, y, a, b, eps=.1).hvp(v)) < 1e-5
 
 if __name__ == '__main__':
