@@ -215,7 +215,7 @@ def _on_simplex_rule(a, da): return on_simplex(*a), da[0] - da[0].mean()
 def reachable_tol(p:Problem): # centred problem
     "L1 marginal error that the arithmetic can reach with some margin."
     size = ((p.x*p.x).sum(-1).mean() + (p.y*p.y).sum(-1).mean())/p.eps
-    return jnp.maximum(1e-11, 32*jnp.finfo(p.x.dtype).eps*(4 + size)) if p.x.dtype == jnp.float64 else jnp.finfo(p.x.dtype).eps*(64 + 8*size)
+    return jnp.maximum(1e-11, 32*jnp.finfo(p.x.dtype).eps*(4 + size)) if p.x.dtype == jnp.float64 else jnp.finfo(p.x.dtype).eps*(8 + size/8)
 
 def centre_clouds(o:Options, x, y, a, b, eps):
     "The centred problem, and the difference of the centres (d,)."

@@ -39,7 +39,7 @@ class Options(NamedTuple):
     def balanced(self): return math.isinf(self.rho_x) and math.isinf(self.rho_y)
 
 # %% ../nbs/23_jax_dual.ipynb #48bccafe
-DIRECT = 4         # up to this dimension costs come from coordinate differences
+DIRECT = {8: 4, 4: 16}   # by bytes of a number: up to this dimension costs come from coordinate differences
 
 def scores(
     p:Problem,                # rows of p.x may be a tile of the cloud
@@ -47,7 +47,7 @@ def scores(
 ) -> jax.Array: # (n, m)
     "`u_i + v_j - |x_i - y_j|^2 / eps`"
     x, y = p.x, p.y
-    if x.shape[-1] <= DIRECT: C = sum((x[:, None, k] - y[None, :, k])**2 for k in range(x.shape[-1]))
+    if x.shape[-1] <= DIRECT[x.dtype.itemsize]: C = sum((x[:, None, k] - y[None, :, k])**2 for k in range(x.shape[-1]))
     else: C = (x*x).sum(-1)[:, None] + (y*y).sum(-1) - 2*x @ y.T
     return u[:, None] + v - C/p.eps
 
