@@ -2,7 +2,7 @@ __version__ = "0.1.0"
 
 from .core import ConvergenceWarning
 from .solve import solve, divergence, Solution, Divergence
-from .autograd import ot_cost, sinkhorn_divergence
+from .autograd import ot_cost, ot_hvp, sinkhorn_divergence, sinkhorn_divergence_hvp
 from .samples_loss import SamplesLoss
 from .torch_sinkhorn_hessian import TorchSinkhornHessian
 from .implicit_diff_api import ImplicitDiff

@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'normalised', 'joint_gradient', 'joint_product', 'Point', 'Value', 'Gradient', 'Product', 'attach', 'ot_cost',
-           'sinkhorn_divergence']
+           'sinkhorn_divergence', 'resumed', 'ot_hvp', 'sinkhorn_divergence_hvp']
 
 # %% ../nbs/18_autograd.ipynb #9e49d8a6
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from .core import *
+from .dual_energy import *
 from .gradient import *
+from .newton import *
 from .solve import *
 from .solve import _grad, _hvp
 
@@ -215,5 +218,93 @@ def sinkhorn_divergence(
                      tol=tol, max_iter=max_iter, backend=backend)
 
 def _function(make, x, y, a, b, **settings):
+    if torch.compiler.is_compiling(): return _cost_op(*_spread(x, y, a, b), make is divergence, *settings.values())[0]
     if not (isinstance(x, Tensor) and isinstance(y, Tensor)): return make(x, y, a, b, **settings).value    # raises
     return Value.apply(*_spread(x, y, a, b), Point(lambda *p: make(*p, **settings)))
+
+# %% ../nbs/18_autograd.ipynb #e06cccb9
+_SETTINGS = "bool debias, float eps, float? reach, float? reach_x, float? reach_y, bool half_cost, float? tol, int max_iter, str backend"
+_CALL = "Tensor x, Tensor y, Tensor? a, Tensor? b"
+
+def _solved(x, y, a, b, debias, eps, reach, reach_x, reach_y, half_cost, tol, max_iter, backend):
+    return (divergence if debias else solve)(x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost, tol=tol, max_iter=max_iter, backend=backend)
+
+def resumed(
+    sol_state, # f, g of every term, float64, as `_solved` found them
+    x, y, a, b, debias, eps, reach, reach_x, reach_y, half_cost, tol, max_iter, backend, # as they were given to it
+): # `Solution` or `Divergence`
+    "A solution from its potentials, without solving."
+    i = validate(x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
+    def term(j, f, g, kind):
+        cx, cy, o = centre(j)
+        p = Problem(make_geometry(choose_backend(backend, j.x, j.y), cx, cy, j.eps), j.a, j.b, j.rho_x, j.rho_y, kind is SelfTerm and j.rho_x == j.rho_y)
+        return kind(j, p, f, g, DualInfo(converged=True), o, 0.)
+    if not debias: return term(i, *sol_state, Solution)
+    own = replace(i, y=i.x, b=i.a), replace(i, x=i.y, a=i.b)
+    return Divergence(term(i, *sol_state[:2], Solution), *(term(j, *sol_state[2*k:2*k + 2], SelfTerm) for k, j in enumerate(own, 1)))
+
+def _terms(sol): return (sol.xy, sol.xx, sol.yy) if isinstance(sol, Divergence) else (sol,)
+
+# %% ../nbs/18_autograd.ipynb #d119161f
+@torch.library.custom_op("flash_sinkhorn_hessian::cost", mutates_args=(), schema=f"({_CALL}, {_SETTINGS}) -> Tensor[]")
+def _cost_op(x, y, a, b, *settings):
+    sol = _solved(x, y, a, b, *settings)
+    return [sol._value.clone(), *(t.clone() for s in _terms(sol) for t in (s._f, s._g))]
+
+@torch.library.custom_op("flash_sinkhorn_hessian::cost_gradient", mutates_args=(), schema=f"({_CALL}, Tensor[] state, str out, {_SETTINGS}) -> Tensor[]")
+def _cost_gradient_op(x, y, a, b, state, out, *settings):
+    p = dict(zip(NAMES, (x, y, a, b)))
+    with _exact(x): g = joint_gradient(resumed(state, x, y, a, b, *settings), tuple(out), p)
+    return [g[u].to(p[u].dtype, copy=True) for u in out]
+
+@torch.library.custom_op("flash_sinkhorn_hessian::cost_product", mutates_args=(), schema=f"({_CALL}, Tensor v, str u, str w, {_SETTINGS}) -> Tensor")
+def _cost_product_op(x, y, a, b, v, u, w, *settings): return _solved(x, y, a, b, *settings).hvp(v, (u, w)).to(x.dtype, copy=True)
+
+# %% ../nbs/18_autograd.ipynb #cb4576c7
+@_cost_op.register_fake
+def _(x, y, a, b, debias, *settings):
+    n, m = x.shape[-2], y.shape[-2]
+    new = lambda *s, dtype=torch.float64: x.new_empty((*x.shape[:-2], *s), dtype=dtype)
+    sizes = (n, m, n, n, m, m) if debias else (n, m)
+    return [new(dtype=x.dtype if x.dtype == torch.float64 else torch.float32), *map(new, sizes)]
+
+@_cost_gradient_op.register_fake
+def _(x, y, a, b, state, out, *settings): return [torch.empty_like(t) for u, t in zip(NAMES, (x, y, a, b)) if u in out]
+
+@_cost_product_op.register_fake
+def _(x, y, a, b, v, u, w, *settings):
+    like = {"x": x.shape, "y": y.shape, "a": x.shape[:-1], "b": y.shape[:-1]}
+    return x.new_empty((*v.shape[:v.ndim - len(like[w])], *like[u]))
+
+def _cost_setup(ctx, inputs, output): 
+    *p, ctx.settings = *inputs[:4], inputs[4:]
+    ctx.save_for_backward(*p, *output[1:])
+
+def _cost_backward(ctx, w):
+    x, y, a, b, *state = ctx.saved_tensors
+    out = "".join(u for u, need in zip(NAMES, ctx.needs_input_grad) if need)
+    g = dict(zip(out, _cost_gradient_op(x, y, a, b, state, out, *ctx.settings)))
+    wide = lambda t: w[0].reshape(w[0].shape + (1,)*(t.ndim - w[0].ndim)).to(t.dtype)
+    return *(wide(g[u])*g[u] if u in g else None for u in NAMES), *(None,)*len(ctx.settings)
+
+_cost_op.register_autograd(_cost_backward, setup_context=_cost_setup)
+
+# %% ../nbs/18_autograd.ipynb #850bf96d
+def _product_function(v, x, y, a, b, wrt, debias, *settings):
+    u, w = check_wrt(wrt)
+    if torch.compiler.is_compiling(): return _cost_product_op(*_spread(x, y, a, b), v, u, w, debias, *settings)
+    return _solved(x, y, a, b, debias, *settings).hvp(v, (u, w))
+
+def ot_hvp(
+    v, x, y, a=None, b=None, *, eps, wrt="x", # direction, in the shape of `wrt` (its second entry if a pair), or a stack of them
+    reach=None, reach_x=None, reach_y=None, half_cost=False, tol=None, max_iter=5000, backend="auto", # as for `solve`
+) -> Tensor: # in the shape of `wrt` (its first entry)
+    "Hessian of the transport cost times v, as a function of tensors: `solve(...).hvp(v, wrt)`, also in compiled code."
+    return _product_function(v, x, y, a, b, wrt, False, eps, reach, reach_x, reach_y, half_cost, tol, max_iter, backend)
+
+def sinkhorn_divergence_hvp(
+    v, x, y, a=None, b=None, *, eps, wrt="x", # as for `ot_hvp`
+    reach=None, reach_x=None, reach_y=None, half_cost=False, tol=None, max_iter=5000, backend="auto",
+) -> Tensor: # in the shape of `wrt` (its first entry)
+    "Hessian of the divergence times v, as a function of tensors: `divergence(...).hvp(v, wrt)`, also in compiled code."
+    return _product_function(v, x, y, a, b, wrt, True, eps, reach, reach_x, reach_y, half_cost, tol, max_iter, backend)

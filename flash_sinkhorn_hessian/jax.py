@@ -20,6 +20,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from .core import *
 from .core import _is
+from . import jax_kernels
 from .jax_dual import *
 from .solve import check_count
 
@@ -214,7 +215,7 @@ def _on_simplex_rule(a, da): return on_simplex(*a), da[0] - da[0].mean()
 def reachable_tol(p:Problem): # centred problem
     "L1 marginal error that the arithmetic can reach with some margin."
     size = ((p.x*p.x).sum(-1).mean() + (p.y*p.y).sum(-1).mean())/p.eps
-    return jnp.maximum(1e-11, 32*jnp.finfo(p.x.dtype).eps*(4 + size)) if p.x.dtype == jnp.float64 else jnp.finfo(p.x.dtype).eps*(64 + 8*size)
+    return jnp.maximum(1e-11, 32*jnp.finfo(p.x.dtype).eps*(4 + size)) if p.x.dtype == jnp.float64 else jnp.finfo(p.x.dtype).eps*(8 + size/8)
 
 def centre_clouds(o:Options, x, y, a, b, eps):
     "The centred problem, and the difference of the centres (d,)."
@@ -235,14 +236,21 @@ def _transport(o, x, y, a, b, eps, tol):
 def _alone(o, x, a, eps, tol):
     p, _ = centre_clouds(o, x, x, a, a, eps)
     tol = jnp.where(tol > 0, tol, lax.stop_gradient(reachable_tol(p))).astype(x.dtype)
-    return self_cost(o, p, tol)[0]
+    return (self_cost if o.rho_x == o.rho_y else cost)(o, p, tol)[0]     # unequal penalties: two potentials
 
 # %% ../nbs/24_jax.ipynb #92edc339
-def _prepare(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size):
+def _prepare(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size, backend, debias):
     check_arrays(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size)
+    road, device = jax_kernels.choose_road("xla" if backend == "auto" and batch_size is not None else backend, x)
+    if batch_size is not None and road != "xla": raise ValueError(f"batch_size must be None with backend={backend!r}: it sets the tiles of backend='xla'")
     uniform = lambda w, x: jnp.full(len(x), 1/len(x), x.dtype) if w is None else w
     o = Options(*check_reach(reach, reach_x, reach_y), max_iter, batch_size)
-    return o, (x, y, uniform(a, x), uniform(b, y), jnp.asarray(eps, x.dtype)), jnp.asarray(0. if tol is None else tol, x.dtype)
+    task = None if road == "xla" else jax_kernels.Task(debias, *o[:3], road, device)
+    return o, task, (x, y, uniform(a, x), uniform(b, y), jnp.asarray(eps, x.dtype)), jnp.asarray(0. if tol is None else tol, x.dtype)
+
+def _elsewhere(o, task, x, y, a, b, eps, tol): # by the kernels of PyTorch
+    if o.balanced: a, b = on_simplex(a), on_simplex(b)
+    return jax_kernels.value(task, (x, y, a, b, eps, tol))
 
 def reg_ot_cost(
     x, y,             # (n, d), (m, d) clouds
@@ -250,16 +258,17 @@ def reg_ot_cost(
     eps,              # regularisation, in units of the squared distance
     *, reach=None, reach_x=None, reach_y=None, # relax both marginals, or one: KL penalty of strength reach^2
     tol=None,         # L1 marginal error to reach; None: what the dtype allows
-    max_iter:int=5000, batch_size:int=None, # passes at most; rows of scores at a time, None: chosen by size
+    max_iter:int=5000, batch_size:int=None, # passes at most; rows of scores at a time (XLA), None: chosen by size
+    backend="auto",   # "xla", or a backend of `solve`: "dense", "streaming", "triton"; "auto": "triton" on an NVIDIA GPU, else "xla"
 ) -> jax.Array:       # scalar
-    "Entropic transport cost, differentiable to any order in x, y, a, b and eps by `jax.grad`, `hessian`, `jvp`, under `jit` and `vmap`."
-    o, args, tol = _prepare(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size)
-    return _transport(o, *args, tol)
+    "Entropic transport cost, differentiable in x, y, a, b, eps by `jax.grad`, `hessian`, `jvp`, under `jit`, `vmap`: any number of times by XLA, else twice, once in eps."
+    o, task, args, tol = _prepare(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size, backend, False)
+    return _transport(o, *args, tol) if task is None else _elsewhere(o, task, *args, tol)
 
 def reg_ot_divergence(
-    x, y, a, b, eps, *, reach=None, reach_x=None, reach_y=None, tol=None, max_iter:int=5000, batch_size:int=None, # as for `reg_ot_cost`
+    x, y, a, b, eps, *, reach=None, reach_x=None, reach_y=None, tol=None, max_iter:int=5000, batch_size:int=None, backend="auto", # as for `reg_ot_cost`
 ) -> jax.Array: # scalar
     "Debiased divergence OT(x, y) - OT(x, x)/2 - OT(y, y)/2, differentiable like `reg_ot_cost`."
-    o, (x, y, a, b, eps), tol = _prepare(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size)
-    if o.rho_x != o.rho_y: raise ValueError("reach_x and reach_y must agree for a divergence in JAX; use flash_sinkhorn_hessian.divergence for unequal ones")
+    o, task, (x, y, a, b, eps), tol = _prepare(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size, backend, True)
+    if task is not None: return _elsewhere(o, task, x, y, a, b, eps, tol)
     return _transport(o, x, y, a, b, eps, tol) - .5*(_alone(o, x, a, eps, tol) + _alone(o, y, b, eps, tol))

@@ -39,7 +39,7 @@ class Options(NamedTuple):
     def balanced(self): return math.isinf(self.rho_x) and math.isinf(self.rho_y)
 
 # %% ../nbs/23_jax_dual.ipynb #48bccafe
-DIRECT = 4         # up to this dimension costs come from coordinate differences
+DIRECT = {8: 4, 4: 16}   # by bytes of a number: up to this dimension costs come from coordinate differences
 
 def scores(
     p:Problem,                # rows of p.x may be a tile of the cloud
@@ -47,7 +47,7 @@ def scores(
 ) -> jax.Array: # (n, m)
     "`u_i + v_j - |x_i - y_j|^2 / eps`"
     x, y = p.x, p.y
-    if x.shape[-1] <= DIRECT: C = sum((x[:, None, k] - y[None, :, k])**2 for k in range(x.shape[-1]))
+    if x.shape[-1] <= DIRECT[x.dtype.itemsize]: C = sum((x[:, None, k] - y[None, :, k])**2 for k in range(x.shape[-1]))
     else: C = (x*x).sum(-1)[:, None] + (y*y).sum(-1) - 2*x @ y.T
     return u[:, None] + v - C/p.eps
 
@@ -231,14 +231,15 @@ def _start(p, s): # the loop's state before the first round
 # %% ../nbs/23_jax_dual.ipynb #23a253a0
 def choose(
     w:Loop, goal, last, # state, error wanted at this level, is it the last?
+    cheap:bool=False,   # does a step of Newton cost no more than a few of Sinkhorn?
 ) -> tuple: # up, newton, search: booleans, at most one true
     "What to do next, from numbers alone."
     search = w.refused >= 0
     up = ~search & ~last & (w.s.err <= goal)
     rate = w.s.err/w.last_err
     far = jnp.log(goal/w.s.err)/jnp.log(jnp.clip(rate, 1e-30, 1 - 1e-12)) > 8
-    slow = (w.plain >= 3) & (far | ~((rate > 0) & (rate < 1)))
-    return up, ~search & ~up & (slow | w.newton & (w.plain >= 1)), search
+    slow = (w.plain >= (1 if cheap else 3)) & (far | ~((rate > 0) & (rate < 1)))
+    return up, ~search & ~up & (slow | w.newton & ((w.plain >= 1) | cheap & (w.s.err < .05))), search
 
 # %% ../nbs/23_jax_dual.ipynb #fd630e83
 def accepts(w:Loop, t:State, h): # state, trial point, its step length
@@ -266,9 +267,9 @@ class Info(NamedTuple):
     n_iter: jax.Array         # passes over the scores, conjugate gradients not counted
     value: jax.Array          # dual energy: the entropic cost
 
-def _levels(p): # halvings of eps from the largest cost down
-    radius = lambda x: jnp.sqrt((x*x).sum(-1).max())
-    return jnp.maximum(0., jnp.ceil(jnp.log2((radius(p.x) + radius(p.y))**2/p.eps) - 1e-6)).astype(p.x.dtype)
+def _levels(o, p): # halvings of eps from the largest cost down; where Newton's step is cheap, from a smaller one
+    radius, skip = (lambda x: jnp.sqrt((x*x).sum(-1).max())), 5*is_small(o, *map(len, p[:2]))
+    return jnp.maximum(0., jnp.ceil(jnp.log2((radius(p.x) + radius(p.y))**2/p.eps) - 1e-6) - skip).astype(p.x.dtype)
 
 def maximise_dual(
     o:Options, p:Problem, tol, # L1 marginal error wanted
@@ -277,17 +278,17 @@ def maximise_dual(
     if len(p.x) < len(p.y):
         g, f, info = maximise_dual(o.T, p.T, tol)
         return f, g, info
-    levels = _levels(p)
+    levels = _levels(o, p)
     at = lambda k: p._replace(eps=p.eps*2.**(levels - k))
     def go(w): return ((w.level < levels) | (w.s.err > tol)) & (w.it < o.max_iter) & (w.since < 30) & jnp.isfinite(w.s.err)
-    w = lax.while_loop(go, lambda w: _round(o, at, levels, w, tol), _start(p, evaluate(o, at(0*levels), jnp.zeros_like(p.b))))
+    w = lax.while_loop(go, lambda w: _round(o, p, at, levels, w, tol), _start(p, evaluate(o, at(0*levels), jnp.zeros_like(p.b))))
     err = jnp.where(w.level < levels, jnp.inf, w.s.err)             # out of rounds before the last eps
     return w.s.f, w.s.g, Info(err, w.it, w.s.value)
 
 # %% ../nbs/23_jax_dual.ipynb #1326c700
-def _round(o, at, levels, w, tol): # one round of the loop
+def _round(o, p, at, levels, w, tol): # one round of the loop
     here, last = at(w.level), w.level >= levels
-    up, newton, search = choose(w, jnp.where(last, tol, .1), last)
+    up, newton, search = choose(w, jnp.where(last, tol, .1), last, is_small(o, *map(len, p[:2])))
     dg = lax.cond(newton, lambda: newton_move(o, here, w.s, tol, w.ridge), lambda: w.dg)
     cap = jnp.minimum(1., 30*here.eps/jnp.maximum(dg.max() - dg.min(), 1e-30)).astype(dg.dtype)
     slope = (here.b*(jnp.exp(-w.s.g/o.rho_y) - w.s.dens)) @ dg
@@ -308,15 +309,18 @@ def self_move(o:Options, p:Problem, f, res, newton): # potential, its log-residu
     half, tau = .5*p.eps*res/(1 + p.eps/o.rho_x), p.eps/o.rho_x
     if not is_small(o, len(f), len(f)): return half
     def step():
-        P = jnp.exp(scores(p, f/p.eps, f/p.eps))*p.b
-        return p.eps*jnp.linalg.solve(P/P.sum(1)[:, None] + (1 + tau)*jnp.eye(len(f), dtype=f.dtype), res)
+        K = jnp.exp(scores(p, f/p.eps, f/p.eps)); r = K @ p.b
+        s = jnp.sqrt(p.b/r)                                          # scaled, the system is symmetric
+        factor = jax.scipy.linalg.cho_factor(s[:, None]*K*s + (1 + tau)*jnp.eye(len(f), dtype=f.dtype))
+        t = s*jax.scipy.linalg.cho_solve(factor, s*r*res)            # weight times the step
+        return p.eps*(res - K @ t/r)/(1 + tau)
     return lax.cond(newton, step, lambda: half)
 
 def solve_self(
     o:Options, p:Problem, tol, # a problem whose clouds and weights agree
 ) -> tuple: # f (n,), Info
     "The dual of a cloud with itself, by averaged steps. Not differentiable by itself."
-    levels = _levels(p)
+    levels = _levels(o, p)
     def go(s): return ((s[1] < levels) | (s[2] > tol)) & (s[3] < o.max_iter) & (s[5] < 30)
     def step(s):
         f, k, _, it, best, since = s

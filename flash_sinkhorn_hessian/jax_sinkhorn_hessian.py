@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import torch
 from jax import lax
 
 from .core import *
@@ -20,7 +21,8 @@ from .core import _is
 from .jax_dual import *
 from .jax import *
 from .solve import check_count
-from .torch_sinkhorn_hessian import check_problem
+from .torch_sinkhorn_hessian import TorchSinkhornHessian, check_problem, method_of
+from . import jax_kernels, torch_sinkhorn_hessian
 
 # %% ../nbs/25_jax_sinkhorn_hessian.ipynb #acee7b23
 class PointCloudGeometry(NamedTuple):
@@ -48,6 +50,7 @@ class Transport(NamedTuple):
     converged: jax.Array       # was the threshold reached?
     problem: Problem           # centred, with the potentials that belong to it
     potentials: tuple
+    threshold: jax.Array       # the error that was asked for
     @property
     def matrix(self):
         "(n, m) transport plan"
@@ -56,16 +59,23 @@ class Transport(NamedTuple):
     def __repr__(self): return f"Transport(n={len(self.a)}, m={len(self.b)}, reg_ot_cost={self.reg_ot_cost}, marginal_error={self.marginal_error})"
 
 # %% ../nbs/25_jax_sinkhorn_hessian.ipynb #ab5829ec
+def transport(x, y, a, b, eps, tol, task=None): # arrays of one dtype; a `Task` for the kernels of PyTorch
+    "Solve, and give everything that `Transport` holds. To differentiate, use `reg_ot_cost`."
+    if task is None: return _transport(x, y, a, b, eps, tol)
+    f, g, *info = jax_kernels.potentials(task, (x, y, on_simplex(a), on_simplex(b), eps, tol))
+    return _described(*centre_clouds(Options(), x, y, a, b, eps), f, g, Info(*info), x, y, tol)
+
 @jax.jit
-def transport(x, y, a, b, eps, tol): # arrays of one dtype
-    "Solve, and give everything that `Transport` holds."
+def _transport(x, y, a, b, eps, tol):
     p, c = centre_clouds(Options(), x, y, a, b, eps)
-    f, g, info = maximise_dual(Options(), p, tol)             # to differentiate, use `reg_ot_cost`
+    return _described(p, c, *maximise_dual(Options(), p, tol), x, y, tol)
+
+def _described(p, c, f, g, info, x, y, tol):
     F, G = f + 2*p.x @ c + c @ c, g - 2*p.y @ c
     half = (p.a @ F - p.b @ G)/2
     value = info.value + 2*c @ (p.a @ p.x - p.b @ p.y) + c @ c
-    return Transport(PointCloudGeometry(x, y, eps), p.a, p.b, F - half, G + half, value, info.marginal_error, info.n_iter,
-                     info.marginal_error <= tol, p, (f, g))
+    return Transport(PointCloudGeometry(x, y, p.eps), p.a, p.b, F - half, G + half, value, info.marginal_error, info.n_iter,
+                     info.marginal_error <= tol, p, (f, g), tol)
 
 # %% ../nbs/25_jax_sinkhorn_hessian.ipynb #5cfaee4d
 class SinkhornHessian:
@@ -75,6 +85,7 @@ class SinkhornHessian:
         use_compile:bool=True, # False: run operation by operation
         use_keops:bool=False,  # not available in JAX
         dtype=None,            # float64 (needs jax_enable_x64) or float32; None: float64
+        backend="auto",        # as for `reg_ot_cost`: on an NVIDIA GPU the Triton kernels, else "xla"
     ):
         self.dtype = jnp.dtype(jnp.float64 if dtype is None else dtype)
         if self.dtype not in (jnp.float32, jnp.float64): raise ValueError(f"dtype must be float32 or float64; got {dtype!r}")
@@ -82,13 +93,16 @@ class SinkhornHessian:
             raise ValueError("dtype float64 needs jax.config.update('jax_enable_x64', True) before the first array is made; or pass dtype=jnp.float32")
         if use_keops: raise RuntimeError("use_keops=True: KeOps has no JAX interface; use TorchSinkhornHessian")
         self.svd_thr, self.use_compile, self.use_keops = check_positive("svd_thr", svd_thr), use_compile, False
+        if backend not in jax_kernels.ROADS: raise ValueError(f"backend must be one of {', '.join(map(repr, jax_kernels.ROADS))}; got {backend!r}")
+        self.backend = backend
+    def _task(self, x): # None: XLA
+        road, device = jax_kernels.choose_road(self.backend, x)
+        return None if road == "xla" else jax_kernels.Task(backend=road, device=device)
     def _run(self): return contextlib.nullcontext() if self.use_compile else jax.disable_jit()
-    def __repr__(self): return f"SinkhornHessian(svd_thr={self.svd_thr:g}, use_compile={self.use_compile}, dtype={self.dtype})"
+    def __repr__(self): return f"SinkhornHessian(svd_thr={self.svd_thr:g}, use_compile={self.use_compile}, dtype={self.dtype}, backend={self.backend!r})"
 
 # %% ../nbs/25_jax_sinkhorn_hessian.ipynb #9d937a20
-def _method(fn): # add a function to the class under its own name, without the underscore in front
-    fn.__name__ = fn.__name__[1:]; fn.__qualname__ = f"SinkhornHessian.{fn.__name__}"
-    setattr(SinkhornHessian, fn.__name__, fn); return fn
+_method = method_of(SinkhornHessian)
 
 @_method
 def _solve_ott(self,
@@ -103,7 +117,7 @@ def _solve_ott(self,
                   *(float(t) if isinstance(t, jax.Array) and t.ndim == 0 else t for t in (epsilon, threshold)))
     uniform = lambda w, x: jnp.full(len(x), 1/len(x), self.dtype) if w is None else w
     with self._run():
-        ot = transport(x, y, uniform(mu, x), uniform(nu, y), jnp.asarray(epsilon, self.dtype), jnp.asarray(threshold, self.dtype))
+        ot = transport(x, y, uniform(mu, x), uniform(nu, y), jnp.asarray(epsilon, self.dtype), jnp.asarray(threshold, self.dtype), self._task(x))
     if not isinstance(ot.converged, jax.core.Tracer) and not ot.converged:
         warnings.warn(f"solve_ott stopped at marginal_error {float(ot.marginal_error):.2g}, threshold {float(threshold):.2g}", ConvergenceWarning, stacklevel=2)
     return ot
@@ -136,7 +150,10 @@ def _compute_hessian(self, ot:Transport) -> jax.Array: # (n, d, n, d)
 def _dOTdx(self, ot:Transport) -> jax.Array: # (n, d)
     "Gradient of the entropic cost in `x`, `2 r_i (x_i - T_i)`."
     p, (f, g), c = ot.problem, ot.potentials, ot.geom.x.mean(0) - ot.geom.y.mean(0)
+    if (task := self._task(p.x)) is not None: return jax_kernels.gradient(task, ("x",), _asked(ot))[0]
     with self._run(): return _gradient(p, f, g) + 2*ot.a[:, None]*c
+
+def _asked(ot): return *ot.geom[:2], ot.a, ot.b, ot.geom.epsilon, ot.threshold     # what finds the solution on the other side
 
 @jax.jit
 def _gradient(p, f, g): return grad_points(Options(), p, f, g)
@@ -169,8 +186,14 @@ def _hessian_vector_product(self,
     if A.shape[-2:] != shape or A.ndim > 3: raise ValueError(f"A must have shape (n, d), or a stack of k of them, here {shape}; got {A.shape}")
     if tau2 != 0: tau2 = check_positive("tau2", tau2)
     check_count("max_cg_iter", max_cg_iter)
+    if (task := self._task(A)) is not None: return _product_there(self, task, ot, A.astype(self.dtype), float(tau2), max_cg_iter)
     run = lambda A: product(ot.problem, *ot.potentials, A, max_cg_iter, jnp.asarray(tau2, self.dtype))
     with self._run(): return run(A.astype(self.dtype)) if A.ndim == 2 else jax.vmap(run)(A.astype(self.dtype))
+
+def _product_there(self, task, ot, A, tau2, max_cg_iter): # by the PyTorch class, at the solution that it remembers
+    there = TorchSinkhornHessian(self.svd_thr, dtype=getattr(torch, str(self.dtype)))
+    run = lambda *p: [there.hessian_vector_product(torch_sinkhorn_hessian.Transport(jax_kernels.solved(task, *p[:6])), p[6], tau2, max_cg_iter)]
+    return jax_kernels.hand_over(run, task, [jax.ShapeDtypeStruct(A.shape, A.dtype)], *_asked(ot), A)[0]
 
 # %% ../nbs/25_jax_sinkhorn_hessian.ipynb #c987e773
 @_method

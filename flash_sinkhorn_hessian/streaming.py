@@ -122,8 +122,12 @@ void sweep(const T *x, const T *y, const T *u, const T *v, const T *w, const dou
       if (++seen % 64 == 0) for (long j = 0; j < m; j++) { sum[j] += col[j]; col[j] = 0; }
     }
     if (kappa) {
-      #pragma omp critical
-      for (long j = 0; j < m; j++) kappa[j] += sum[j] + col[j];
+      int added = 0;   /* one thread after another, in the order of their rows: the same sum every time */
+      #pragma omp for ordered schedule(static, 1)
+      for (int t = 0; t < threads; t++) {
+        #pragma omp ordered
+        if (!added) { added = 1; for (long j = 0; j < m; j++) kappa[j] += sum[j] + col[j]; }
+      }
     }
     free(p); free(col); free(sum);
     UNFLUSH

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_problem', 'PointCloudGeometry', 'Transport', 'solve_on', 'keops_error', 'KeopsGeometry', 'TorchSinkhornHessian',
-           'plain_energy', 'sinkhorn_loop']
+           'method_of', 'plain_energy', 'sinkhorn_loop']
 
 # %% ../nbs/21_torch_sinkhorn_hessian.ipynb #fa10e11f
 import math
@@ -123,9 +123,15 @@ class TorchSinkhornHessian:
     def __repr__(self): return f"TorchSinkhornHessian(svd_thr={self.svd_thr:g}, use_compile={self.use_compile}, use_keops={self.use_keops}, dtype={self.dtype})"
 
 # %% ../nbs/21_torch_sinkhorn_hessian.ipynb #947f119e
-def _method(fn): # add a function to the class under its own name, without the underscore in front
-    fn.__name__ = fn.__name__[1:]; fn.__qualname__ = f"TorchSinkhornHessian.{fn.__name__}"
-    setattr(TorchSinkhornHessian, fn.__name__, fn); return fn
+def method_of(
+    cls, # a class
+):
+    "Decorator that adds a function to a class under its own name, without the underscore in front."
+    def add(fn):
+        fn.__name__ = fn.__name__[1:]; fn.__qualname__ = f"{cls.__name__}.{fn.__name__}"
+        setattr(cls, fn.__name__, fn); return fn
+    return add
+_method = method_of(TorchSinkhornHessian)
 
 @_method
 def _solve_ott(self,

@@ -12,3 +12,9 @@ def pytest_collection_modifyitems(config, items):
         import torch
         if not torch.cuda.is_available():
             for o in marked['cuda']: o.add_marker(pytest.mark.skip(reason='needs a GPU'))
+
+@pytest.fixture(scope='module')
+def one_thread():
+    "For small problems: waking a second thread costs more than it does."
+    import torch
+    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)

@@ -4,7 +4,7 @@ import torch
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import grad as fgrad, hessian, jvp, vmap
 
-from flash_sinkhorn_hessian import divergence, ot_cost, sinkhorn_divergence, solve
+from flash_sinkhorn_hessian import divergence, ot_cost, ot_hvp, sinkhorn_divergence, sinkhorn_divergence_hvp, solve
 from flash_sinkhorn_hessian.autograd import joint_gradient
 from flash_sinkhorn_hessian.core import random_problem
 from flash_sinkhorn_hessian.gradient import centred
@@ -128,3 +128,39 @@ def test_bad_input_is_the_same_error_as_in_solve():
                                       ((x, y, a[:2]), dict(eps=.1), ValueError, "a must have shape"), ((x, y), dict(eps=-1), ValueError, "eps must be positive"),
                                       ((x, y.float()), dict(eps=.1), TypeError, "one dtype"), ((x, y), dict(eps=.1, reach=1, reach_x=1), ValueError, "reach sets both")):
             with pytest.raises(error, match=word): f(*args, **kw)
+
+@pytest.mark.parametrize("backend", ("dense", "streaming"))
+@pytest.mark.parametrize("d", (3, 24))
+def test_autocast_around_everything(backend, d):
+    "solve and all of its methods give under autocast what they give without."
+    P = {k: t.float() for k, t in random_problem(30, 40, d).items()}; v = torch.randn(30, d, generator=torch.Generator().manual_seed(0))
+    def everything():
+        out = []
+        for make in (solve, divergence):
+            s = make(**P, eps=.1*d, backend=backend)
+            out += [s.value, s.f, s.g, s.grad(), s.grad("a"), s.hvp(v), s.hvp(v, ("y", "x")), s.plan(), s.apply(P["y"]), s.hessian("a")]
+        return out
+    plain = everything()
+    with torch.autocast("cpu", dtype=torch.bfloat16): mixed = everything()
+    assert all(torch.equal(s, t) for s, t in zip(plain, mixed))
+
+@pytest.mark.parametrize("form", (0, 1))
+def test_compiled_batches_and_defaults(form):
+    f, make = FORMS[form]
+    B = random_problem(6, 7, 2, batch=3); x, y, a, b = B.values()
+    c = torch.compile(lambda x, a: f(x, y, a, b, eps=.1).square(), fullgraph=True, backend="aot_eager")
+    p, q = ([t.clone().requires_grad_() for t in (x, a)] for _ in range(2))
+    assert torch.allclose(c(*p), f(q[0], y, q[1], b, eps=.1)**2, atol=1e-14)
+    for s, t in zip(grad(c(*p).sum(), p), grad((f(q[0], y, q[1], b, eps=.1)**2).sum(), q)): assert torch.allclose(s, t, atol=1e-12)
+    v, shared = torch.randn(2, 3, 6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), a[0]
+    product = (ot_hvp, sinkhorn_divergence_hvp)[form]
+    c = torch.compile(lambda v: product(v, x, y, shared, b, eps=.1, wrt=("y", "x")), fullgraph=True, backend="aot_eager")
+    assert torch.allclose(c(v), make(x, y, shared, b, eps=.1).hvp(v, ("y", "x")), atol=1e-10)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", (0, 1))
+def test_compiled_with_the_default_compiler(form):
+    f, make = FORMS[form]; x, y, a, b = random_problem(6, 7, 2).values(); X = x.clone().requires_grad_(); product = (ot_hvp, sinkhorn_divergence_hvp)[form]
+    c = torch.compile(lambda x: f(2*x, y, a, b, eps=.1)**2, fullgraph=True)
+    assert torch.allclose(grad(c(X), X)[0], grad(f(2*X, y, a, b, eps=.1)**2, X)[0], atol=1e-12)
+    assert torch.allclose(torch.compile(lambda v: 2*product(v, x, y, a, b, eps=.1), fullgraph=True)(x), 2*make(x, y, a, b, eps=.1).hvp(x), atol=1e-10)

@@ -12,10 +12,7 @@ from flash_sinkhorn_hessian.torch_sinkhorn_hessian import KeopsGeometry, keops_e
 DATA = np.load(Path(__file__).with_name('reference.npz'))
 VALUE, GRADIENT, HESSIAN = 1e-10, 1e-9, 1e-8
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "The problems are small: waking a second thread costs more than it does."
-    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 def stored(case, key): return torch.from_numpy(np.array(DATA[f'{case}/{key}']))
 def rel(got, want): return ((got - want).norm()/want.norm()).item()

@@ -137,11 +137,47 @@ def test_third_derivative():
     assert abs(run(0.)[1] - fd) <= 1e-5*abs(fd)
 
 @needs_jax
-def test_float32_stays_float32():
-    p = random_problem(30, 20); q = [t.astype(jnp.float32) for t in arrays(p)]
-    want = package.solve(**p, eps=.1).grad('x')
-    v, g = jax.jit(jax.value_and_grad(lambda x: reg_ot_cost(x, *q[1:], .1)))(q[0])
-    assert v.dtype == g.dtype == jnp.float32 and rel(g, want) < 1e-4
+def test_grad_of_grad():
+    x, y, a, b = stored('weighted'); eps = float(DATA['weighted/eps']); v = jnp.sin(x)
+    h = jax.jit(jax.grad(lambda x: (jax.grad(lambda x: reg_ot_cost(x, y, a, b, eps))(x)*v).sum()))(x)
+    assert rel(h, np.einsum('ikjl,jl->ik', DATA['weighted/ot_hess_xx'], v)) < HESSIAN
+
+@needs_jax
+@pytest.mark.parametrize('n,m,d,eps', [(30, 20, 3, .1), (300, 300, 3, .005), (90, 120, 16, .1)])
+def test_float32(n, m, d, eps):
+    "The default tolerance reaches the floor of plain float32: gradient and product to 5e-6."
+    p = random_problem(n, m, d, seed=1); q = [t.astype(jnp.float32) for t in arrays(p)]; v = np.random.default_rng(0).standard_normal((n, d)).astype('float32')
+    x, y, a, b = (torch.from_numpy(np.array(t)).double() for t in q); sol = package.solve(x, y, a/a.sum(), b/b.sum(), eps=eps)
+    run = jax.jit(lambda x, v: (g := jax.value_and_grad(lambda x: reg_ot_cost(x, *q[1:], eps))) and (g(x)[0], *jax.jvp(lambda x: g(x)[1], (x,), (v,))))
+    out = run(q[0], jnp.asarray(v))
+    assert all(t.dtype == jnp.float32 for t in out)
+    for got, want in zip(out, (sol.value, sol.grad(), sol.hvp(torch.from_numpy(v).double()))): assert rel(got, want) < 5e-6
+
+@needs_jax
+@pytest.mark.parametrize('kw', [dict(reach_x=.7), dict(reach_x=.7, reach_y=1.3)])
+def test_divergence_with_two_penalties(kw):
+    p = random_problem(9, 11); x, y, a, b = arrays(p); sol = package.divergence(**p, eps=.1, tol=1e-12, **kw); v = np.sin(np.asarray(x))
+    for backend in ('xla', 'dense'):
+        loss = lambda x, a: reg_ot_divergence(x, y, a, b, .1, tol=1e-12, backend=backend, **kw)
+        (gx, ga), (hx, ha) = jax.jit(lambda x, v: jax.jvp(lambda x: jax.grad(loss, (0, 1))(x, a), (x,), (v,)))(x, jnp.asarray(v))
+        assert rel(gx, sol.grad()) < GRADIENT and rel(ga, sol.grad('a')) < GRADIENT
+        assert rel(hx, sol.hvp(torch.from_numpy(v))) < HESSIAN and rel(ha, sol.hvp(torch.from_numpy(v), ('a', 'x'))) < HESSIAN
+
+@needs_jax
+def test_kernels_of_the_other_framework():
+    "The bridge that an NVIDIA GPU takes, with the streaming backend in place of Triton: cost, gradient, product, batches, bad input, float32."
+    p = random_problem(12, 9); x, y, a, b = arrays(p); sol = package.solve(**p, eps=.1); v = np.sin(np.asarray(x)); want = sol.hvp(torch.from_numpy(v))
+    loss = lambda x: reg_ot_cost(x, y, a, b, .1, backend='streaming')
+    for how in (lambda f: f, jax.jit):
+        assert rel(how(loss)(x), sol.value) < VALUE and rel(how(jax.grad(loss))(x), sol.grad()) < GRADIENT
+        assert rel(how(lambda x, v: jax.jvp(jax.grad(loss), (x,), (v,))[1])(x, jnp.asarray(v)), want) < HESSIAN
+    assert rel(jax.vmap(jax.grad(loss))(jnp.stack([x, x]))[1], sol.grad()) < GRADIENT
+    g = jax.grad(lambda x: reg_ot_cost(x, *(t.astype(jnp.float32) for t in (y, a, b)), .1, backend='streaming'))(x.astype(jnp.float32))
+    assert g.dtype == jnp.float32 and rel(g, sol.grad()) < 5e-6
+    with pytest.raises(ValueError, match='batch_size must be None'): reg_ot_cost(x, y, a, b, .1, backend='streaming', batch_size=4)
+    with pytest.raises(ValueError, match='backend must be one of'): reg_ot_cost(x, y, a, b, .1, backend='keops')
+    with pytest.raises(ValueError, match='a must sum to 1'): reg_ot_cost(x, y, 2*a, b, .1, backend='streaming')
+    with pytest.warns(ConvergenceWarning): reg_ot_cost(x, y, a, b, .01, backend='streaming', max_iter=2)
 
 @needs_jax
 def test_product_is_compiled_once_and_needs_linear_memory():
@@ -175,7 +211,7 @@ def test_wrong_kinds_and_options():
     x, y, a, b = arrays(random_problem(6, 5))
     for bad, words in ((lambda: reg_ot_cost(np.ones((2, 2)), y, a, b, .1), 'x must be a jax.Array'), (lambda: reg_ot_cost(x[None], y, a, b, .1), 'jax.vmap'),
                        (lambda: reg_ot_cost(x, y.astype(int), a, b, .1), 'y must have a floating-point dtype'), (lambda: reg_ot_cost(x, y, a, b, .1, max_iter=0), 'max_iter must be'),
-                       (lambda: reg_ot_divergence(x, y, a, b, .1, reach_x=1.), 'reach_x and reach_y must agree'), (lambda: reg_ot_cost(x, y, a, b, .1, reach=-1.), 'reach must be positive'),
+                       (lambda: reg_ot_cost(x, y, a, b, .1, reach=-1.), 'reach must be positive'),
                        (lambda: SinkhornHessian().solve_ott(x, y, b, b), 'mu must have shape'), (lambda: ImplicitDiff('lu'), 'solver must be')):
         with pytest.raises((TypeError, ValueError), match=words): bad()
 

@@ -13,10 +13,7 @@ NAMES = 'xyab'
 WAYS = 'dense', 'compiled', 'plain'
 VALUE, GRADIENT, HESSIAN = 1e-10, 1e-9, 1e-8
 
-@pytest.fixture(autouse=True, scope='module')
-def one_thread():
-    "The problems are small: waking a second thread costs more than it does."
-    n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
+pytestmark = pytest.mark.usefixtures('one_thread')
 
 def stored(case, key): return torch.from_numpy(np.array(DATA[f'{case}/{key}']))
 

@@ -207,6 +207,26 @@ def test_nothing_outlives_its_graph():
     try: assert sol() is None
     finally: gc.enable()
 
+def test_column_sums_repeat_themselves():
+    "However many threads there are, their sums are added in the order of their rows."
+    from flash_sinkhorn_hessian.dual_energy import Problem
+    from flash_sinkhorn_hessian.sinkhorn import alternate
+    from flash_sinkhorn_hessian.streaming import StreamingGeometry
+    q, threads = random_problem(1200, 1100), torch.get_num_threads()
+    p = Problem(StreamingGeometry(q["x"], q["y"], .05), q["a"], q["b"])
+    torch.set_num_threads(4)
+    try:
+        f, g, _ = alternate(p, 0*q["a"], 0*q["b"])
+        first = alternate(p, f, g)[1]
+        assert all(torch.equal(alternate(p, f, g)[1], first) for _ in range(30))
+    finally: torch.set_num_threads(threads)
+
+def test_steps_leak_nothing():
+    "What is alive after a step, tensors and solutions, does not grow; the slow test below counts bytes over a thousand."
+    def alive(): gc.collect(); return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()), sum(type(o).__name__ in ("Estimate", "Solution", "Annealed", "Problem") for o in gc.get_objects())
+    counts = [alive() for k, _ in enumerate(training(60)) if k % 10 == 9]
+    assert len(set(counts[1:])) == 1, counts
+
 @pytest.mark.slow
 def test_a_thousand_steps_leak_nothing():
     code = """
