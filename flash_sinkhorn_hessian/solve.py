@@ -10,6 +10,7 @@ __all__ = ['DENSE_LIMIT', 'PARTNER', 'choose_backend', 'make_geometry', 'centre'
 import math
 import sys
 import warnings
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -44,18 +45,16 @@ def choose_backend(
     except ImportError as e: why = f"Triton could not be imported ({e})"
     if why is None: return "triton"
     if backend == "triton": raise ValueError(f"backend 'triton' cannot run here: {why}")
-    _warn_once(f"the streaming backend runs instead of the Triton one: {why}")
+    warn_once(f"the streaming backend runs instead of the Triton one: {why}")
     return "streaming"
-
-_warned = set()
-def _warn_once(message):
-    if message not in _warned: _warned.add(message); warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 # %% ../nbs/10_solve.ipynb #57327bc1
 def make_geometry(
     backend:str, x:Tensor, y:Tensor, eps:float, # resolved backend, centred clouds in the working dtype
+    reference:bool=True, # if dense: the plain one, and not the same by compiled kernels
 ):
     "The geometry of a backend."
+    if backend == "dense" and not reference and x.device.type == "cpu" and (geom := CompiledGeometry(x, y, eps)).ready: return geom
     if backend == "dense": return DenseGeometry(x, y, eps)
     if backend == "streaming": return StreamingGeometry(x, y, eps)
     from flash_sinkhorn_hessian.krylov import TritonGeometry
@@ -198,6 +197,25 @@ def _mass_shift(i):
     rate = 1/i.rho_x + 1/i.rho_y
     return (i.a.sum(-1)/i.b.sum(-1)).log().abs().max().item()/rate if rate else 0.
 
+def _reachable(i, xc, yc, dtype):
+    "Marginal error that the arithmetic can reach for these inputs."
+    mass = max(1., i.a.sum(-1).max().item(), i.b.sum(-1).max().item())
+    mean = sum((w*t.double().square().sum(-1)).sum(-1)/w.sum(-1) for w, t in ((i.a, xc), (i.b, yc))).max().item()
+    return mass * default_tol(dtype, (mean + _mass_shift(i))/i.eps)
+
+def _dual(p, tol, max_iter, start, callback, reachable):
+    "The dual solve: cheap arithmetic as far as it goes, exact arithmetic for the rest."
+    rough, done = getattr(p.geom, "rough", None) if start is None else None, DualInfo()
+    if rough is not None:
+        goal = max(tol, 4*reachable(torch.float32)); q = replace(p, geom=rough)
+        f, g, done = solve_dual(q, goal, max_iter, callback=callback, reduce=truncated)
+        if done.converged and goal <= tol or done.n_iter >= max_iter: return f, g, replace(done, converged=done.converged and goal <= tol)
+        if torch.isfinite(f).all() and torch.isfinite(g).all(): start = f, g
+    later = callback and (lambda n, eps, e: callback(done.n_iter + n, eps, e))
+    f, g, info = solve_dual(p, tol, max_iter - done.n_iter, start, callback=later, reduce=truncated)
+    return f, g, replace(info, n_iter=done.n_iter + info.n_iter, newton_steps=done.newton_steps + info.newton_steps,
+                         history=done.history + [(done.n_iter + n, eps, e) for n, eps, e in info.history])
+
 def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
     tol = None if tol is None else check_positive("tol", tol)
     check_count("max_iter", max_iter)
@@ -206,19 +224,17 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
     if not size < 1e12:
         raise ValueError(f"eps={inputs.eps*inputs.scale:.3g} is too small for float64: the largest cost is about "
                          f"{size:.1g} times eps, and fewer than four digits of a score are left")
-    geom = make_geometry(choose_backend(backend, inputs.x, inputs.y), xc, yc, inputs.eps)
+    geom = make_geometry(choose_backend(backend, inputs.x, inputs.y), xc, yc, inputs.eps, reference=backend != "auto")
     p = Problem(geom, inputs.a, inputs.b, inputs.rho_x, inputs.rho_y, own and inputs.rho_x == inputs.rho_y)
-    if tol is None:
-        mass = max(1., inputs.a.sum(-1).max().item(), inputs.b.sum(-1).max().item())
-        mean = sum((w*t.double().square().sum(-1)).sum(-1)/w.sum(-1) for w, t in ((inputs.a, xc), (inputs.b, yc))).max().item()
-        tol = mass * default_tol(torch.float64 if geom.name == "dense" else xc.dtype, (mean + _mass_shift(inputs))/inputs.eps)
+    reachable = lambda dtype: _reachable(inputs, xc, yc, dtype)
+    if tol is None: tol = reachable(torch.float64 if geom.name == "dense" else xc.dtype)
     start = None
     if init is not None:
         if not isinstance(init, Solution): raise TypeError(f"init must be a Solution; got {type(init).__name__}")
         if init._f.shape != p.a.shape or init._g.shape != p.b.shape:
             raise ValueError(f"init must be a Solution of a problem of the same sizes; got {init}")
         start = (init._f.to(p.a.device), init._g.to(p.b.device))
-    f, g, info = solve_dual(p, tol, max_iter, start, callback=callback, reduce=truncated)
+    f, g, info = _dual(p, tol, max_iter, start, callback, reachable)
     if not info.converged:
         why = ("because the marginal error falls no further (rounding, or an eps too small for this arithmetic)" if info.stalled
                else f"after max_iter={max_iter} iterations")
