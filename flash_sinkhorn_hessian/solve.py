@@ -216,6 +216,12 @@ def _dual(p, tol, max_iter, start, callback, reachable):
     return f, g, replace(info, n_iter=done.n_iter + info.n_iter, newton_steps=done.newton_steps + info.newton_steps,
                          history=done.history + [(done.n_iter + n, eps, e) for n, eps, e in info.history])
 
+def _weightless(p, f, g):
+    "Newton leaves points without weight a step behind; theirs is the update from the others, which do not see them."
+    if p.symmetric: f = g = torch.where(p.a > 0, f, update(p, f, g)) if (p.a == 0).any() else f; return f, g
+    f, g = (torch.where(q.a > 0, s, update(q, s, t)) if (q.a == 0).any() else s for q, s, t in ((p, f, g), (p.T, g, f)))
+    return f, g
+
 def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
     tol = None if tol is None else check_positive("tol", tol)
     check_count("max_iter", max_iter)
@@ -235,6 +241,7 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
             raise ValueError(f"init must be a Solution of a problem of the same sizes; got {init}")
         start = (init._f.to(p.a.device), init._g.to(p.b.device))
     f, g, info = _dual(p, tol, max_iter, start, callback, reachable)
+    f, g = _weightless(p, f, g)
     if not info.converged:
         why = ("because the marginal error falls no further (rounding, or an eps too small for this arithmetic)" if info.stalled
                else f"after max_iter={max_iter} iterations")
