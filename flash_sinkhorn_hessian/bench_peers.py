@@ -19,6 +19,7 @@ from .core import *
 from .dual_energy import *
 from .sinkhorn import *
 from .gradient import *
+from .streaming import *
 from .solve import *
 
 # %% ../nbs/27_bench_peers.ipynb #d9f3217c
@@ -72,11 +73,11 @@ Peer.efforts = lambda self, quantity, target: _missing("solve to a given error")
 class Ours(Peer):
     "This package, by the backend that `auto` chooses."
     name, packages = "ours", ("torch", "numpy")
-    def problem(self, x, y, eps): # a `Problem` with uniform weights
-        c = (x.mean(-2, keepdim=True) + y.mean(-2, keepdim=True))/2
-        geom = make_geometry(choose_backend("auto", x, y), x - c, y - c, eps)
+    def problem(self, x, y, eps, rough=True): # a `Problem` with uniform weights; rough: in the arithmetic that `solve` begins with
+        if x.is_cuda or x.shape[-1] > StreamingGeometry.DIRECT: c = y.mean(-2, keepdim=True); x, y = x - c, y - c     # differences need no centre
+        geom = StreamingGeometry(x, y, eps) if rough and not x.is_cuda else make_geometry(choose_backend("auto", x, y), x, y, eps, reference=False)
         w = lambda t: torch.full(t.shape[:-1], 1/t.shape[-2], dtype=torch.float64, device=t.device)
-        self.how = f"{geom.name}, potentials in float64"
+        self.how = f"{geom.name}, scores in {str(geom.x.dtype)[6:]}, potentials in float64"
         return Problem(geom, w(x), w(y))
     def loop(self, p, k): # k alternating iterations from zero
         f, g = torch.zeros_like(p.a), torch.zeros_like(p.b)
@@ -109,7 +110,10 @@ def _gradient(self, x, y, eps, k, fresh=False):
     p = self.problem(x, y, eps)
     def run():
         q = self.problem(x, y, eps) if fresh or not x.is_cuda else p
-        f, g = self.loop(q, k); m = Moments(q, f, g)
+        if x.is_cuda: f, g = self.loop(q, k)
+        else: # the last of them in the arithmetic that `solve` ends with
+            f, g = self.loop(q, k - 1); q = self.problem(x, y, eps, rough=False); f, g = q.geom.iterate(q, f, g, 1)[:2]
+        m = Moments(q, f, g)
         return dual_energy(q, f, g, m.marginal.sum(-1)), grad_points(m).to(x.dtype)
     return run
 

@@ -250,7 +250,7 @@ KERNEL_SOURCE += r"""
 static void absorb(T *u, double *low, long n) { for (long i = 0; i < n; i++) { double t = u[i] + log2(low[i]); u[i] = (T)t; low[i] = exp2(t - u[i]); } }
 static int far(const double *low, long n) { int out = 0; for (long i = 0; i < n; i++) out |= !(low[i] > 6e-8 && low[i] < 1.6e7); return out; }
 
-static void problem(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *err, double eps, long n, long m, long k, long step, long room, int threads) {
+static int problem(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *err, double eps, long n, long m, long k, long step, long room, int threads) {
   const double bits = 1.4426950408889634/eps; long width = (m + 15)/16*16, tall = (n + 3)/4*4; if (n*width < 30000) threads = 1;
   long kept = tall*width*(long)sizeof(T) <= room; T *t = malloc(sizeof(T)*(D*n + D*width + n + 2*width + (kept ? tall : 4*threads)*width + threads*width)); double *h = malloc(sizeof(double)*(n + (1 + threads)*width));
   T *xs = t, *ys = xs + D*n, *u = ys + D*width, *v = u + n, *w = v + width, *p = w + width, *col = p + (kept ? tall : 4*threads)*width; double *low = h, *vlow = h + n, *sum = vlow + width;
@@ -273,17 +273,20 @@ static void problem(const T *x, const T *y, const double *a, const double *b, do
     for (long j = 0; j < m; j++) vlow[j] = 1/sum[j];
     if (far(low, n) || far(vlow, m)) { absorb(u, low, n); absorb(v, vlow, m); z.fill = 1; }
   }
-  for (long i = 0; i < n; i++) f[i] = (u[i] + log2(low[i]))/bits;
-  for (long j = 0; j < m; j++) g[j] = (v[j] + log2(vlow[j]))/bits;
-  free(t); free(h);
+  double all = 0;
+  for (long i = 0; i < n; i++) all += f[i] = (u[i] + log2(low[i]))/bits;
+  for (long j = 0; j < m; j++) all += g[j] = (v[j] + log2(vlow[j]))/bits;
+  free(t); free(h); return all - all == 0;
 }
 
-/* k balanced alternating iterations of each problem of a batch from f, g, which are overwritten; err (k, batch). x (n, d), or with D = 0 the costs (n, m padded). */
-void iterate(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *err, double eps, long batch, long n, long m, long k, long room, int threads) {
+/* k balanced alternating iterations of each problem of a batch from f, g, which are overwritten; err (k, batch); returns whether all is finite. x (n, d), or with D = 0 the costs (n, m padded). */
+int iterate(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *err, double eps, long batch, long n, long m, long k, long room, int threads) {
   long row = D ? n*D : n*((m + 15)/16*16);
-  if (batch == 1) { problem(x, y, a, b, f, g, err, eps, n, m, k, 1, room, threads); return; }
-  #pragma omp parallel for schedule(dynamic) num_threads(threads)
-  for (long q = 0; q < batch; q++) problem(x + q*row, y + q*m*D, a + q*n, b + q*m, f + q*n, g + q*m, err + q, eps, n, m, k, batch, room, 1);
+  if (batch == 1) return problem(x, y, a, b, f, g, err, eps, n, m, k, 1, room, threads);
+  int good = 1;
+  #pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&:good)
+  for (long q = 0; q < batch; q++) good &= problem(x + q*row, y + q*m*D, a + q*n, b + q*m, f + q*n, g + q*m, err + q, eps, n, m, k, batch, room, 1);
+  return good;
 }
 """
 
@@ -314,6 +317,9 @@ def compiled_kernel(
     if lib is None and not quiet: warn_once(f"the streaming backend runs on plain tiles, several times slower: {why}")
     return lib
 
+def _typed(lib): # the loop is called often, for microseconds of work
+    lib.iterate.argtypes = [ctypes.c_void_p]*7 + [ctypes.c_double] + [ctypes.c_long]*5 + [ctypes.c_int]; return lib
+
 @lru_cache(None)
 def _compile(d, dtype): # library, or None and why
     cc = os.environ.get("CC") or next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
@@ -328,7 +334,7 @@ def _compile(d, dtype): # library, or None and why
                     out = Path(tmp)/"k.so"
                     subprocess.run([*cc.split(), "-x", "c", "-", *_FLAGS, *extra, "-o", str(out)], input=source, text=True, check=True, capture_output=True, timeout=60)
                     os.replace(out, lib)
-            return ctypes.CDLL(str(lib)), ""
+            return _typed(ctypes.CDLL(str(lib))), ""
         except (OSError, subprocess.SubprocessError) as e: why = f"the C compiler {cc!r} failed ({type(e).__name__})"
     return None, why
 
@@ -552,10 +558,10 @@ def _iterate(self, p, f, g, k):
     "`k` alternating iterations: f, g and the marginal errors (k, ...) of the pairs they started from."
     if (lib := _library(self)) is not None and p.balanced and (self.d <= self.INLINE or self.kept is not None):
         x, y = (self.x.contiguous(), self.y.contiguous()) if self.d <= self.INLINE else (self.kept, None)
-        a, b, f1, g1 = (t.contiguous() for t in (p.a, p.b, f.clone(), g.clone())); n, m = a.shape[-1], b.shape[-1]; L = ctypes.c_long
-        err = torch.empty(k, *a.shape[:-1], dtype=torch.float64)
-        lib.iterate(*map(_ptr, (x, y, a, b, f1, g1, err)), ctypes.c_double(self.eps), *map(L, (a.numel()//n, n, m, k, self.ROOM)), torch.get_num_threads())
-        if math.isfinite((f1.sum() + g1.sum()).item()): return f1, g1, err
+        a, b, f1, g1 = p.a.contiguous(), p.b.contiguous(), f.clone(memory_format=torch.contiguous_format), g.clone(memory_format=torch.contiguous_format)
+        n, m = a.shape[-1], b.shape[-1]; err = torch.empty(k, *a.shape[:-1], dtype=torch.float64)
+        if lib.iterate(x.data_ptr(), y.data_ptr() if y is not None else None, a.data_ptr(), b.data_ptr(), f1.data_ptr(), g1.data_ptr(), err.data_ptr(),
+                       self.eps, a.numel()//n, n, m, k, self.ROOM, torch.get_num_threads()): return f1, g1, err
     errs = []
     for _ in range(k): f, g, e = alternate(p, f, g); errs.append(e)
     return f, g, torch.stack(errs)
