@@ -140,7 +140,7 @@ def _reach(self, x, y, eps, effort, v=None):
     return run
 @_ours
 def _efforts(self, quantity, target):
-    return [target/3**i for i in range(4)] if quantity == "marginal" else [10.**-i for i in range(2, 8)]
+    return [target/3**i for i in range(4)] if quantity == "marginal" else [10.**(-i/2) for i in range(4, 15)]
 
 # %% ../nbs/27_bench_peers.ipynb #b6b82f41
 class Flash(Peer):
@@ -246,11 +246,11 @@ class GeomLoss(Peer):
     def batch(self, t): return t if t.ndim == 3 else t[None]
     def potentials(self, out, x, y, eps): return tuple(2*t.double().reshape(c.shape[:-1]) for t, c in zip(out, (x, y)))
     def alternate(self, x, y, eps, k):
-        X, Y = self.batch(x), self.batch(y); C = self.cost(X, Y); e = eps/2
+        X, Y = self.batch(x), self.batch(y); given = self.cost(X, Y) if x.is_cuda else None; e = eps/2
         la, lb = (torch.full(t.shape[:-1], -math.log(t.shape[-2]), dtype=t.dtype, device=t.device) for t in (X, Y))
-        self.how = "tensorized softmin, cost given"
+        self.how = "tensorized softmin" + (", cost given" if x.is_cuda else "")
         def run():
-            f, g = torch.zeros_like(la), torch.zeros_like(lb)
+            C = self.cost(X, Y) if given is None else given; f, g = torch.zeros_like(la), torch.zeros_like(lb)
             for _ in range(k): f = self.softmin(e, C, lb + g/e); g = self.softmin(e, C.mT, la + f/e)
             return f, g
         return run
@@ -360,18 +360,19 @@ def _efforts(self, quantity, target): return Ours.efforts(self, quantity, target
 class POT(Peer):
     "Python Optimal Transport, dense."
     name, packages, modes = "pot", ("POT",), ("log", "scaling")
-    def load(self): self.lib = importlib.import_module("ot"); self.how = f"{self.mode}, cost given"; self.method = "sinkhorn_log" if self.mode == "log" else "sinkhorn"
+    def load(self): self.lib = importlib.import_module("ot"); self.how = self.mode; self.method = "sinkhorn_log" if self.mode == "log" else "sinkhorn"
     def capture(self, task): return False
     def sinkhorn(self, x, y, eps, k, **kw):
-        M = torch.cdist(x, y).square(); w = lambda t: torch.full((len(t),), 1/len(t), dtype=t.dtype, device=t.device)
-        args = (w(x), w(y), M) if x.is_cuda else tuple(t.numpy() for t in (w(x), w(y), M))
+        cost = lambda: torch.cdist(x, y).square(); w = lambda t: torch.full((len(t),), 1/len(t), dtype=t.dtype, device=t.device)
+        a, b = (w(x), w(y)) if x.is_cuda else (w(x).numpy(), w(y).numpy()); given = cost() if x.is_cuda else None; self.how = self.mode + (", cost given" if x.is_cuda else "")
         def run():
+            M = cost().numpy() if given is None else given
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore"); return self.lib.sinkhorn(*args, eps, method=self.method, numItermax=k, stopThr=0, log=True, **kw)[1]
+                warnings.simplefilter("ignore"); return self.lib.sinkhorn(a, b, M, eps, method=self.method, numItermax=k, stopThr=0, log=True, **kw)[1]
         return run
     def alternate(self, x, y, eps, k):
         if x.ndim == 2: return self.sinkhorn(x, y, eps, k)
-        self.how += ", a loop over the problems"; runs = [self.sinkhorn(s, t, eps, k) for s, t in zip(x, y)]
+        runs = [self.sinkhorn(s, t, eps, k) for s, t in zip(x, y)]; self.how += ", a loop over the problems"
         return lambda: [run() for run in runs]
     def potentials(self, out, x, y, eps):
         if isinstance(out, list): return tuple(map(torch.stack, zip(*(self.potentials(o, s, t, eps) for o, s, t in zip(out, x, y)))))

@@ -155,6 +155,7 @@ void strip(const T *x, const T *y, const T *u, const T *v, double scale_, T *out
 
 # %% ../nbs/08_streaming.ipynb #27424325
 KERNEL_SOURCE += r"""
+#if !D
 /* out[i][j] = squared distance of x[i] (n by d) and column j of y (d by m), by differences; m is a multiple of 16 */
 void costs(const T *x, const T *y, T *out, long n, long m, long d, int threads) {
   #pragma omp parallel for schedule(static) num_threads(threads)
@@ -167,6 +168,7 @@ void costs(const T *x, const T *y, T *out, long n, long m, long d, int threads) 
     }
   }
 }
+#endif
 """
 
 
