@@ -174,7 +174,8 @@ void costs(const T *x, const T *y, T *out, long n, long m, long d, int threads) 
 
 # %% ../nbs/08_streaming.ipynb #45dac33b
 KERNEL_SOURCE += r"""
-#define FITS(s) ((s) > 1e-25 && (s) < 1e25)
+/* Between these no float that was flushed to zero is missed: rows are multiplied by up to 1e12 before columns are summed */
+#define FITS(s) ((s) > 1e-12 && (s) < 1e12)
 typedef struct { const T *x, *y; T *u, *v, *w, *keep; const double *a; double *low; double scale; long n, m; int fill; } state;
 
 /* A row whose sum left the range: its largest score goes into the reference u; the new sum, the row itself in p. */
@@ -236,7 +237,7 @@ static double pass(const state *z, long from, long to, T *p, T *col, double *sum
     for (int r = 0; r < 4; r++) {
       long i = i0 + r; c[r] = 0; if (i >= to) continue;
       if (!FITS(s[r])) s[r] = safe_row(z, i, P + r*m);
-      err += z->a[i]*fabs(1 - s[r]*z->low[i]); z->low[i] = 1/s[r]; c[r] = (T)(z->a[i]/s[r]);
+      if (z->a[i] > 0) err += z->a[i]*fabs(1 - s[r]*z->low[i]); z->low[i] = 1/s[r]; c[r] = (T)(z->a[i]/s[r]);
     }
     for (long j = 0; j < m; j += LANES) STORE(col + j, LOAD(col + j) + c[0]*LOAD(P + j) + c[1]*LOAD(P + m + j) + c[2]*LOAD(P + 2*m + j) + c[3]*LOAD(P + 3*m + j));
     if (++seen % 64 == 0) for (long j = 0; j < m; j++) { sum[j] += col[j]; col[j] = 0; }
@@ -549,7 +550,7 @@ def _alternate(self, p, f, g):
     want = log_target(p, f).exp()
     rho, kappa = _sweep(self, lib, uh, vh, (p.b*vl).to(self.dtype), ul, p.a.contiguous(), want, p.damping)
     kappa *= vl
-    if not (_ok(1e-25, 1e25)(rho) and _ok(1e-25, 1e25)(kappa)): return None
+    if not (_ok(1e-12, 1e12)(rho) and _ok(1e-12, 1e12)(kappa)): return None
     f1 = f + p.damping*p.eps*(log_target(p, f) - rho.log())
     g1 = g + p.T.damping*p.eps*(log_target(p.T, g) - kappa.log())
     return f1, g1, (p.a * (want - rho).abs()).sum(-1)
