@@ -189,7 +189,7 @@ static double safe_row(const state *z, long i0, T *p) {
   ROW(0)
   for (long jb = 0; jb < m; jb += 1024) {
     V s0 = {};
-    for (long j = jb; j < (jb + 1024 < m ? jb + 1024 : m); j += LANES) { V vj = LOAD(v + j), wj = LOAD(z->w + j); COLUMN SCORE(0) e0 = pow2(e0); STORE(p + j, e0); s0 += e0*wj; }
+    for (long j = jb; j < (jb + 1024 < m ? jb + 1024 : m); j += LANES) { V vj = LOAD(v + j), wj = LOAD(z->w + j); COLUMN SCORE(0) e0 = pow2(e0); STORE(p + j, e0); s0 += (V)((wj > (V){}) & (VI)(e0*wj)); }
     s += total(s0);
   }
   return s;

@@ -34,7 +34,7 @@ def test_the_loop_is_the_loop(n, m, d, batch, eps, dtype, tol):
         S = StreamingGeometry(q['x'].to(dtype), q['y'].to(dtype), eps); S.ROOM = room; old = torch.get_num_threads()
         try: torch.set_num_threads(threads); f1, g1, e1 = S.iterate(Problem(S, q['a'], q['b']), 0*p.a, 0*p.b, 6)
         finally: torch.set_num_threads(old)
-        assert ((f1 - f)/eps).abs().max() < 4*size and ((g1 - g)/eps).abs().max() < 4*size and (e1 - torch.stack(errs))[1:].abs().max() < 4*size
+        assert ((f1 - f)/eps).abs().max() < 4*size and ((g1 - g)/eps).abs().max() < 4*size and (e1 - torch.stack(errs))[1:].nan_to_num().abs().max() < 4*size and e1.isfinite().all()   # the reference's own error has 0 times inf in it
 
 @needs_cc
 def test_no_start_is_too_far():
