@@ -6,7 +6,7 @@
 __all__ = ['ASKED', 'COLUMNS', 'WRONG', 'COLOURS', 'MARKS', 'BAD', 'measure', 'Peak', 'timed', 'serve', 'release', 'answer',
            'brief', 'Worker', 'key', 'label', 'Runner', 'best_ms', 'annotate', 'machine', 'save', 'read', 'write_csv',
            'cells', 'rich_table', 'markdown', 'plot_rows', 'slope', 'plot_scaling', 'compare', 'compare_table',
-           'parser', 'select', 'to_prewarm', 'prewarm', 'options', 'run', 'cli']
+           'parser', 'in_order', 'select', 'to_prewarm', 'prewarm', 'options', 'resume', 'run', 'cli']
 
 # %% ../nbs/26_bench.ipynb #1f6a46c7
 import argparse
@@ -31,6 +31,7 @@ def measure(
     sync=lambda out: None,  # waits for an answer
     seconds:float=1.,       # how long to repeat
     least:int=3, most:int=200, # how often, at least and at most
+    warm:bool=False,        # has it run already?
 ) -> tuple: # dict(cold_s, ms, low_ms, high_ms, cpu_ms, runs), answer
     "Time of the first call, then median and quartiles of the calls after it."
     busy = []
@@ -38,14 +39,14 @@ def measure(
         t, c = time.perf_counter(), time.process_time()
         for _ in range(k): out = run()
         sync(out); busy.append((time.process_time() - c)/k); return (time.perf_counter() - t)/k, out
-    cold, _ = block(1)
-    if cold > .1: block(1)                        # the second call may compile, too
-    warm, out = block(1)
-    k = max(1, min(500, int(.01/max(warm, 1e-9)))); times = [] if warm < seconds else [warm]
-    while len(times) < (least if warm < seconds else 1) or (sum(times)*k < seconds and len(times) < most):
+    cold = None if warm else block(1)[0]
+    if cold and cold > .1: block(1)               # the second call may compile, too
+    first, out = block(1)
+    k = max(1, min(500, int(.01/max(first, 1e-9)))); times = [] if first < seconds else [first]
+    while len(times) < (least if first < seconds else 1) or (sum(times)*k < seconds and len(times) < most):
         t, out = block(k); times.append(t)
     low, mid, high = statistics.quantiles(times, n=4) if len(times) > 1 else times*3
-    return dict(cold_s=cold, ms=1e3*mid, low_ms=1e3*low, high_ms=1e3*high, cpu_ms=1e3*statistics.median(busy[1:]), runs=len(times)), out
+    return dict(cold_s=cold, ms=1e3*mid, low_ms=1e3*low, high_ms=1e3*high, cpu_ms=1e3*statistics.median(busy[0 if warm else 1:]), runs=len(times)), out
 
 # %% ../nbs/26_bench.ipynb #4c04fdac
 class Peak:
@@ -68,10 +69,11 @@ def timed(
     peer, run, # adapter; function to time
     row:dict,  # device, seconds
     units:int=1, # units of work in one call
+    warm:bool=False, # has it run already?
 ) -> tuple: # what goes into the table, the last answer
     "Clock a function of a peer for a row."
     cuda = row.get("device", "cpu") == "cuda"; seconds = row.get("seconds", 1.)
-    with Peak(cuda, row.get("fresh_process", False)) as peak: times, answer = measure(run, peer.sync, seconds)
+    with Peak(cuda, row.get("fresh_process", False)) as peak: times, answer = measure(run, peer.sync, seconds, warm=warm)
     out = times | {k: times[k]/units for k in ("ms", "low_ms", "high_ms", "cpu_ms")}
     used = peer.peak() if cuda and row.get("fresh_process") else None
     out["peak_mib"] = used/2**20 if used else peak.mib
@@ -167,15 +169,18 @@ class Runner:
     def __init__(self, document:dict, path=None, timeout:float=120., budget:float=math.inf, verify=None, seconds:float=1., threads:int=None):
         self.document, self.path, self.timeout, self.budget, self.verify, self.seconds = document, path, timeout, budget, verify, seconds
         self.workers, self.start, self.threads = {}, time.perf_counter(), threads
-    def close(self): [w.close() for w in self.workers.values()]; self.workers = {}
+    def close(self, but=()): # `but`: peers that go on
+        for p in set(self.workers) - set(but): self.workers.pop(p).close()
+    left = property(lambda self: self.budget - (time.perf_counter() - self.start))   # seconds
     def one(self, row:dict) -> dict:
         "Run a row; the answer is added to a copy of it."
-        left = self.budget - (time.perf_counter() - self.start)
-        if left <= 0: return self.keep(row | dict(status="not run", note="the time budget was spent"))
+        left, spent = self.left, dict(status="not run", note="the time budget was spent")
+        if left <= 0: return self.keep(row | spent)
         lone = row.get("fresh_process"); w = None if lone else self.workers.get(row["peer"])
         if w is None or not w.alive: w = Worker(row.get("empty_cache", False), self.threads)
         if not lone: self.workers[row["peer"]] = w
         out = row | w.ask(row | dict(seconds=self.seconds), min(self.timeout, left))
+        if out["status"] == "timed out" and left < self.timeout: out |= spent
         if lone: w.close()
         return self.keep(out)
     def keep(self, row):
@@ -332,7 +337,7 @@ def parser() -> argparse.ArgumentParser:
     "The command line."
     numbers = lambda kind: lambda s: [kind(float(t)) for t in s.split(",")]
     p = argparse.ArgumentParser(prog="python -m flash_sinkhorn_hessian.bench", description="Benchmarks with their errors; `compare OLD NEW` compares two runs.")
-    p.add_argument("command", choices=["forward", "backward", "hvp", "hessian", "solve", "small", "memory", "cold", "scaling", "all", "compare"])
+    p.add_argument("command", help="forward, backward, hvp, hessian, solve, small, memory, cold or scaling, several with commas between them, all (without scaling), or compare")
     p.add_argument("files", nargs="*", help="compare: old.json new.json")
     p.add_argument("--sizes", type=numbers(int), help="numbers of points, e.g. 5000,10000"); p.add_argument("--dims", type=numbers(int)); p.add_argument("--eps", type=numbers(float))
     p.add_argument("--dtype", choices=["float32", "float64"], default="float32"); p.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda if there is one")
@@ -342,16 +347,24 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--limit", action="append", default=[], metavar="PEER=NxD,...", help="sizes that a peer is limited to; the rows of others stay")
     p.add_argument("--timeout", type=float, default=120., help="seconds a row"); p.add_argument("--budget", type=float, default=math.inf, help="seconds in all"); p.add_argument("--seconds", type=float, default=1., help="repeat each for so long")
     p.add_argument("--threads", type=int, help="threads of each worker (JAX knows one or all)")
+    p.add_argument("--order", choices=["problem", "peer"], help="problem: libraries in turn (a CPU's default); peer: ours first, then one after another (a GPU's)")
+    p.add_argument("--resume", action="store_true", help="keep the rows of --json that ran, and run the others")
     p.add_argument("--prewarm", type=int, default=0, metavar="PROCESSES", help="compile the kernels of tuning peers in so many processes first")
     p.add_argument("--verify", nargs="?", type=float, const=WRONG, metavar="TOLERANCE", help="no time for an error above this (default 0.01)")
     p.add_argument("--json"); p.add_argument("--csv"); p.add_argument("--plot"); p.add_argument("--factor", type=float, default=1.1, help="compare: slower by more than this counts"); p.add_argument("--list", action="store_true", help="print the rows and stop")
     return p
 
+def in_order(rows:list, by:str) -> list: # by: "problem" or "peer"
+    "The rows library by library, this package first; those that may hang or want a process of their own come last."
+    if by == "problem": return rows
+    peers = list(dict.fromkeys(r["peer"] for r in rows)); late = lambda r: 2 if r.get("fresh_process") else r["task"] == "reach"
+    return sorted(rows, key=lambda r: (r["task"] != "floors", r["peer"] != "ours", peers.index(r["peer"]), late(r)))
+
 def select(rows:list, args) -> list:
     "The rows that --only, --skip and --limit leave."
     limits = dict(t.split("=", 1) for t in args.limit)
     def keep(r):
-        text = f"{r['suite']} {label(r)} {r['peer']}"; wide = limits.get(r["peer"], limits.get(r["peer"].split(":")[0]))
+        text = " ".join([r["suite"], *([r["axis"] + "-axis"] if "axis" in r else []), label(r), r["peer"]]); wide = limits.get(r["peer"], limits.get(r["peer"].split(":")[0]))
         if r["task"] == "floors": return not (args.skip and re.search(args.skip, "floors"))
         return (not args.only or re.search(args.only, text)) and not (args.skip and re.search(args.skip, text)) and (wide is None or f"{r['n']}x{r['d']}" in wide.split(","))
     return [r for r in rows if keep(r)]
@@ -361,7 +374,8 @@ def to_prewarm(rows:list) -> list:
     "Rows of tuning peers whose kernels are worth compiling beforehand, one for each set of kernels; cold starts first, for they take longest."
     from flash_sinkhorn_hessian.bench_peers import PEERS
     tuning = [r for r in rows if r["task"] != "floors" and getattr(PEERS[r["peer"].split(":")[0]], "tunes", False)]
-    warm = {(r["task"], r["peer"], r["d"], r["n"] % 16 == 0, r["n"] % 128 == 0): r for r in reversed(tuning) if r["task"] not in ("reach", "cold") and not r.get("fresh_process")}
+    same = lambda r: (r["task"], r.get("quantity"), r["peer"], r["d"], r["n"] % 16 == 0, r["n"] % 128 == 0)
+    warm = {same(r): r | dict(efforts=2) for r in reversed(tuning) if r["task"] != "cold" and not r.get("fresh_process")}   # two efforts meet every kernel
     return [r for r in tuning if r["task"] == "cold"] + list(warm.values())
 
 def prewarm(rows:list, processes:int, timeout:float) -> dict: # key of a row -> its answer
@@ -384,17 +398,26 @@ def options(args) -> tuple: # options of `rows_of`, names of peers
     names = [n for n in names if n.split(":")[0] != "ours" and not getattr(args, f"no_{n.split(':')[0]}", False)]
     return dict(device=device, dtype=args.dtype, **{k: getattr(args, k) for k in ("sizes", "dims", "eps") if getattr(args, k)}), expand(["ours", *filter(None, names)])
 
+def resume(document:dict, old:dict, rows:list) -> list: # rows still to be run
+    "Take the rows of an earlier run on the same machine that have run into a new document."
+    if old["machine"] != document["machine"]: raise ValueError(f"--resume: the file is from another machine, {old['machine']}")
+    done = [r for r in old["rows"] if r["task"] == "floors" or r.get("status") not in (None, "not run")]; known = {key(r) for r in done}
+    document.update(versions=old["versions"], rows=done, floors=old.get("floors"), started=old["started"])
+    return [r for r in rows if key(_short(r)) not in known]       # files hold five digits
+
 def run(args, argv:list) -> dict: # the document
     "Run the rows that the command line asks for."
     from tqdm import tqdm; from flash_sinkhorn_hessian.bench_tasks import rows_of
-    wanted, peers = options(args); rows = select(rows_of(args.command, peers, wanted), args)
+    wanted, peers = options(args); rows = in_order(select(rows_of(args.command, peers, wanted), args), args.order or ("peer" if wanted["device"] == "cuda" else "problem"))
     if args.list: [print(r["suite"], label(r), r["peer"]) for r in rows if r["task"] != "floors"]; return dict(rows=[])
     document = dict(command="python -m flash_sinkhorn_hessian.bench " + " ".join(argv), machine=machine(wanted["device"]) | (dict(threads=args.threads) if args.threads else {}), versions={}, started=time.strftime("%Y-%m-%d %H:%M"), rows=[])
-    runner = Runner(document, args.json, args.timeout, args.budget, args.verify, args.seconds, args.threads); cold = {}
+    if args.resume and Path(args.json).exists(): rows = resume(document, read(args.json), rows)
+    runner = Runner(document, args.json, args.timeout, args.budget, args.verify, args.seconds, args.threads); cold, tuned = {}, [key(r) for r in to_prewarm(rows)]
     try:
-        if args.prewarm: cold = prewarm(to_prewarm(rows), args.prewarm, args.timeout)
-        for r in (bar := tqdm(rows, unit="row", disable=None)):
+        for i, r in enumerate(bar := tqdm(rows, unit="row", disable=None)):
             if r["task"] != "floors": bar.set_postfix_str(f"{label(r)} {r['peer']}"[:60])
+            if args.prewarm and key(r) in tuned and not cold: cold = prewarm(to_prewarm(rows[i:]), args.prewarm, max(1., min(args.timeout, runner.left)))
+            runner.close(but={s["peer"] for s in rows[i:]})       # a library that is done gives its memory back
             early = cold.get(key(r), {})
             if r["task"] == "cold" and early: runner.keep(r | early | dict(how=f"beside {args.prewarm - 1} other processes that compiled")); continue
             out = runner.one(r)

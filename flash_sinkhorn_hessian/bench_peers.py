@@ -19,6 +19,7 @@ from .core import *
 from .dual_energy import *
 from .sinkhorn import *
 from .gradient import *
+from .streaming import *
 from .solve import *
 
 # %% ../nbs/27_bench_peers.ipynb #d9f3217c
@@ -72,11 +73,11 @@ Peer.efforts = lambda self, quantity, target: _missing("solve to a given error")
 class Ours(Peer):
     "This package, by the backend that `auto` chooses."
     name, packages = "ours", ("torch", "numpy")
-    def problem(self, x, y, eps): # a `Problem` with uniform weights
-        c = (x.mean(-2, keepdim=True) + y.mean(-2, keepdim=True))/2
-        geom = make_geometry(choose_backend("auto", x, y), x - c, y - c, eps)
+    def problem(self, x, y, eps, rough=True): # a `Problem` with uniform weights; rough: in the arithmetic that `solve` begins with
+        if x.is_cuda or x.shape[-1] > StreamingGeometry.DIRECT: c = y.mean(-2, keepdim=True); x, y = x - c, y - c     # differences need no centre
+        geom = StreamingGeometry(x, y, eps) if rough and not x.is_cuda else make_geometry(choose_backend("auto", x, y), x, y, eps, reference=False)
         w = lambda t: torch.full(t.shape[:-1], 1/t.shape[-2], dtype=torch.float64, device=t.device)
-        self.how = f"{geom.name}, potentials in float64"
+        self.how = f"{geom.name}, scores in {str(geom.x.dtype)[6:]}, potentials in float64"
         return Problem(geom, w(x), w(y))
     def loop(self, p, k): # k alternating iterations from zero
         f, g = torch.zeros_like(p.a), torch.zeros_like(p.b)
@@ -107,7 +108,10 @@ def _gradient(self, x, y, eps, k, fresh=False):
     p = self.problem(x, y, eps)
     def run():
         q = self.problem(x, y, eps) if fresh or not x.is_cuda else p
-        f, g = self.loop(q, k); m = Moments(q, f, g)
+        if x.is_cuda: f, g = self.loop(q, k)
+        else: # the last of them in the arithmetic that `solve` ends with
+            f, g = self.loop(q, k - 1); q = self.problem(x, y, eps, rough=False); f, g = q.geom.iterate(q, f, g, 1)[:2]
+        m = Moments(q, f, g)
         return dual_energy(q, f, g, m.marginal.sum(-1)), grad_points(m).to(x.dtype)
     return run
 
@@ -134,7 +138,7 @@ def _reach(self, x, y, eps, effort, v=None):
     return run
 @_ours
 def _efforts(self, quantity, target):
-    return [target/3**i for i in range(4)] if quantity == "marginal" else [10.**-i for i in range(2, 8)]
+    return [target/3**i for i in range(4)] if quantity == "marginal" else [10.**(-i/2) for i in range(4, 15)]
 
 # %% ../nbs/27_bench_peers.ipynb #b6b82f41
 class Flash(Peer):
@@ -240,11 +244,11 @@ class GeomLoss(Peer):
     def batch(self, t): return t if t.ndim == 3 else t[None]
     def potentials(self, out, x, y, eps): return tuple(2*t.double().reshape(c.shape[:-1]) for t, c in zip(out, (x, y)))
     def alternate(self, x, y, eps, k):
-        X, Y = self.batch(x), self.batch(y); C = self.cost(X, Y); e = eps/2
+        X, Y = self.batch(x), self.batch(y); given = self.cost(X, Y) if x.is_cuda else None; e = eps/2
         la, lb = (torch.full(t.shape[:-1], -math.log(t.shape[-2]), dtype=t.dtype, device=t.device) for t in (X, Y))
-        self.how = "tensorized softmin, cost given"
+        self.how = "tensorized softmin" + (", cost given" if x.is_cuda else "")
         def run():
-            f, g = torch.zeros_like(la), torch.zeros_like(lb)
+            C = self.cost(X, Y) if given is None else given; f, g = torch.zeros_like(la), torch.zeros_like(lb)
             for _ in range(k): f = self.softmin(e, C, lb + g/e); g = self.softmin(e, C.mT, la + f/e)
             return f, g
         return run
@@ -354,18 +358,19 @@ def _efforts(self, quantity, target): return Ours.efforts(self, quantity, target
 class POT(Peer):
     "Python Optimal Transport, dense."
     name, packages, modes = "pot", ("POT",), ("log", "scaling")
-    def load(self): self.lib = importlib.import_module("ot"); self.how = f"{self.mode}, cost given"; self.method = "sinkhorn_log" if self.mode == "log" else "sinkhorn"
+    def load(self): self.lib = importlib.import_module("ot"); self.how = self.mode; self.method = "sinkhorn_log" if self.mode == "log" else "sinkhorn"
     def capture(self, task): return False
     def sinkhorn(self, x, y, eps, k, **kw):
-        M = torch.cdist(x, y).square(); w = lambda t: torch.full((len(t),), 1/len(t), dtype=t.dtype, device=t.device)
-        args = (w(x), w(y), M) if x.is_cuda else tuple(t.numpy() for t in (w(x), w(y), M))
+        cost = lambda: torch.cdist(x, y).square(); w = lambda t: torch.full((len(t),), 1/len(t), dtype=t.dtype, device=t.device)
+        a, b = (w(x), w(y)) if x.is_cuda else (w(x).numpy(), w(y).numpy()); given = cost() if x.is_cuda else None; self.how = self.mode + (", cost given" if x.is_cuda else "")
         def run():
+            M = cost().numpy() if given is None else given
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore"); return self.lib.sinkhorn(*args, eps, method=self.method, numItermax=k, stopThr=0, log=True, **kw)[1]
+                warnings.simplefilter("ignore"); return self.lib.sinkhorn(a, b, M, eps, method=self.method, numItermax=k, stopThr=0, log=True, **kw)[1]
         return run
     def alternate(self, x, y, eps, k):
         if x.ndim == 2: return self.sinkhorn(x, y, eps, k)
-        self.how += ", a loop over the problems"; runs = [self.sinkhorn(s, t, eps, k) for s, t in zip(x, y)]
+        runs = [self.sinkhorn(s, t, eps, k) for s, t in zip(x, y)]; self.how += ", a loop over the problems"
         return lambda: [run() for run in runs]
     def potentials(self, out, x, y, eps):
         if isinstance(out, list): return tuple(map(torch.stack, zip(*(self.potentials(o, s, t, eps) for o, s, t in zip(out, x, y)))))

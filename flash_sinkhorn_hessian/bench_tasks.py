@@ -13,6 +13,7 @@ __all__ = ['TASKS', 'STEPS', 'ONLY', 'SUITES', 'ALL', 'clouds', 'log_sums', 'mar
 import math
 import time
 import warnings
+from itertools import islice
 
 import torch
 
@@ -170,16 +171,19 @@ def _judge(row, x, y, eps): # function of an answer's potentials (or product) ->
 @task("reach")
 def time_to_error(peer, row):
     "Time of the cheapest solve whose answer is within `target`; efforts grow until then or until `limit` seconds are gone."
-    x, y, eps = clouds(row); start, cold, best, target = time.perf_counter(), None, (math.inf, "", 0.), row["target"]; wants_hvp = row["quantity"] == "hvp"
+    x, y, eps = clouds(row); spent, cold, best, target = 0., None, (math.inf, "", 0.), row["target"]; wants_hvp = row["quantity"] == "hvp"
     v = direction(x, row) if wants_hvp else None; want = reference(row, len(x)).hvp(v.double()) if wants_hvp else None
     judge = None if wants_hvp else _judge(row, x, y, eps)
-    for effort in peer.efforts(row["quantity"], target):
+    def clock(run): t = time.perf_counter(); answer = run(); peer.sync(answer); return time.perf_counter() - t, answer
+    for effort in islice(peer.efforts(row["quantity"], target), row.get("efforts")):
         run = peer.reach(x, y, eps, effort, v) if wants_hvp else peer.reach(x, y, eps, effort)
-        t = time.perf_counter(); answer = run(); peer.sync(answer); t = time.perf_counter() - t; cold = cold or t
+        t, answer = clock(run); cold = cold or t
+        if t > 1: t, answer = clock(run)          # compiling and tuning do not count against an effort
+        spent += t
         error = relative(_as_torch(peer, answer, x), want) if wants_hvp else judge(*peer.potentials(answer, x, y, eps))
         best = min(best, (error, peer.how, t))
-        if error <= target: return timed(peer, run, row)[0] | dict(cold_s=cold, unit=f"solve to {row['quantity']} error {target:.0e}", error=error, error_of=row["quantity"])
-        if time.perf_counter() - start + 2*t > row.get("limit", 30): break
+        if error <= target: return timed(peer, run, row, warm=True)[0] | dict(cold_s=cold, unit=f"solve to {row['quantity']} error {target:.0e}", error=error, error_of=row["quantity"])
+        if spent + 2*t > row.get("limit", 30): break
     return dict(status="not reached", cold_s=cold, error=best[0] if math.isfinite(best[0]) else None, error_of=row["quantity"], unit="solve", note=f"best {best[0]:.1e} in {best[2]:.2g} s: {best[1]}")
 
 # %% ../nbs/28_bench_tasks.ipynb #8ba38ee4
@@ -266,12 +270,13 @@ SUITES = dict(forward=forward_rows, small=small_rows, backward=backward_rows, hv
 ALL = ("forward", "small", "backward", "hvp", "hessian", "solve", "cold", "memory")   # in this order by `all`
 
 def rows_of(
-    suite:str,    # a key of `SUITES`, or "all"
+    suite:str,    # a key of `SUITES`, several with commas between them, or "all"
     peers:list,   # names with modes
     options:dict, # device; dtype, sizes, dims, eps if asked for
 ) -> list: # rows to run, those of one task and problem together
     "The rows of a command, one for each peer that they concern, after one that measures the machine."
-    common = dict(device=options["device"], dtype=options.get("dtype", "float32")); suites = ALL if suite == "all" else (suite,)
+    common = dict(device=options["device"], dtype=options.get("dtype", "float32")); suites = [s for t in suite.split(",") for s in (ALL if t == "all" else (t,))]
+    if unknown := set(suites) - set(SUITES): raise ValueError(f"a command is one of {', '.join(SUITES)}, all, compare; got {', '.join(sorted(unknown))}")
     asked = [dict(suite=s, **common, **r) for s in suites for r in SUITES[s](options)]
     rows = [r | dict(peer=p) for r in asked for p in peers if r["task"] in ONLY.get(p, {r["task"]})]
     for r in rows: # a large array of scores is not left behind in a process that stays
