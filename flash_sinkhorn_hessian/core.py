@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 # %% ../nbs/00_core.ipynb #faa5e631
-class ConvergenceWarning(UserWarning):
+class ConvergenceWarning(RuntimeWarning):
     "An iteration stopped before it reached the accuracy that was asked for."
 
 # %% ../nbs/00_core.ipynb #53694a3b
