@@ -405,7 +405,11 @@ class SamplesLoss(torch.nn.Module):
     ):
         super().__init__()
         check_scope(loss, p, cost, kernel)
-        given = locals()
+        given = dict(        # not locals(): the compiler does not know it
+            loss=loss, p=p, blur=blur, reach=reach, diameter=diameter, scaling=scaling, truncate=truncate, cost=cost, kernel=kernel, cluster_scale=cluster_scale,
+            debias=debias, potentials=potentials, verbose=verbose, backend=backend, half_cost=half_cost, reach_x=reach_x, reach_y=reach_y, eps=eps,
+            n_iters=n_iters, use_epsilon_scaling=use_epsilon_scaling, last_extrapolation=last_extrapolation, threshold=threshold,
+            inner_iterations=inner_iterations, normalize=normalize, eps_list=eps_list, alternating=alternating)
         for k in SETTINGS: setattr(self, k, given[k])
         self.schedule()                                       # a wrong setting is an error now
 
