@@ -345,7 +345,8 @@ def _linear_solver(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
     check_count("max_iter", max_iter)
     p, s = sol.problem, sol._system
     small = p.geom.name == "dense" and min(p.a.shape[-1], p.b.shape[-1]) <= 2048
-    if solver == "cg" or solver == "auto" and not small:
+    loose = tol is not None and tol >= 1e-4 and p.a.shape[-1]*p.b.shape[-1] > FACTORISE and ridge not in sol._solvers   # a few steps do
+    if solver == "cg" or solver == "auto" and (loose or not small):
         return ConjugateGradients(s, tol or (1e-12 if p.geom.x.dtype == torch.float64 else 1e-7), max_iter, ridge)
     if ridge not in sol._solvers: sol._solvers[ridge] = factorise(s, ridge=ridge)
     return sol._solvers[ridge]
