@@ -96,7 +96,7 @@ def pot_stops():
 
 def said(path, text): return lambda: re.sub(r'\s+', ' ', text) in re.sub(r'\s+', ' ', (ROOT/path).read_text(encoding='utf-8').replace('\\n",', '').replace('"', ''))
 
-PEERS = 'nbs/27_bench_peers.ipynb'
+PEERS = 'nbs/28_bench_peers.ipynb'
 DENSE = {OTT: said(PEERS, 'Everything is dense'), POT: said(PEERS, 'on a cost matrix that it is given for free'), GEOMLOSS: said(PEERS, 'Only its dense')}
 # A computation, a saved measurement, the place in the repository that says what was read or run, or what was seen, in words
 EVIDENCE = {
