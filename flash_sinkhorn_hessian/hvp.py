@@ -71,12 +71,15 @@ def gram_inverse_root(
 
 class SlowModes:
     "Directions in which conjugate gradients for one matrix A are slow, learnt from its first solves: columns W with W^T A W = 1, A W, and W's image under the map that comes along with A."
-    most, solves, room, least = 64, 6, 1 << 24, 512   # columns kept; solves to learn from; numbers stored meanwhile; unknowns below which it is not worth it
+    most, solves, few = 64, 6, 8        # columns kept; solves to learn from; steps with which one is content
+    room, least = 1 << 24, 512          # numbers stored meanwhile; unknowns below which it is not worth it
     def __init__(self): self.W = self.AW = self.NW = self.found = None; self.seen = 0
     def slots(self, m): # directions to store of the next solve, for m unknowns
         return min(512, self.room//(2*m)) if self.seen < self.solves and m >= self.least else 0
     def keep(self, P, Q): # (m, k) directions of a solve, and A times them; looked at when the next solve comes
-        self.seen += 1; self.found = (P, Q) if P.shape[1] > 4 else None
+        self.seen += 1
+        if P.shape[1] <= self.few: self.seen, self.found = self.solves, None        # nothing left to gain
+        else: self.found = (P, Q)
     def start(self, b): # solution in the span of W, its image, and the residual; twice for rounding
         x, y, r = 0., 0., b
         for _ in range(2): c = self.W.mT @ r; x, y, r = x + self.W @ c, y + self.NW @ c, r - self.AW @ c
