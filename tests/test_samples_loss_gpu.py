@@ -49,8 +49,8 @@ def repeat(fn, deterministic):
     finally: torch.use_deterministic_algorithms(False)
 
 def test_same_numbers_twice():
-    "The loss and a training; and with PyTorch's flag set everything repeats itself, or an error says what cannot."
-    assert list(training(1000)) == list(training(1000)), 'a training does not repeat itself'
+    "With PyTorch's flag set everything repeats itself, or an error says what cannot; without it, the sums of columns are added in any order."
+    assert repeat(lambda: list(training(1000)), True) is not False, 'a training does not repeat itself'
     q = on(3000, 3100, 3); v = torch.randn(3000, 3, device=DEVICE)
     ways = dict(training=lambda: list(training(50)), twice=lambda: list(training(20, n=100, second=True)), solve=lambda: solve(**q, eps=.05).f.tolist(), value=lambda: solve(**q, eps=.05).value.item(),
                 gradient=lambda: solve(**q, eps=.05).grad().tolist(), product=lambda: solve(**q, eps=.05).hvp(v).tolist(), divergence=lambda: divergence(**q, eps=.05).grad().tolist(),
