@@ -237,7 +237,7 @@ def resumed(
     i = validate(x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
     def term(j, f, g, kind):
         cx, cy, o = centre(j)
-        p = Problem(make_geometry(choose_backend(backend, j.x, j.y), cx, cy, j.eps), j.a, j.b, j.rho_x, j.rho_y, kind is SelfTerm and j.rho_x == j.rho_y)
+        p = Problem(make_geometry(choose_backend(backend, j.x, j.y), cx, cy, j.eps, reference=backend != "auto"), j.a, j.b, j.rho_x, j.rho_y, kind is SelfTerm and j.rho_x == j.rho_y)
         return kind(j, p, f, g, DualInfo(converged=True), o, 0.)
     if not debias: return term(i, *sol_state, Solution)
     own = replace(i, y=i.x, b=i.a), replace(i, x=i.y, a=i.b)
