@@ -182,7 +182,8 @@ def solve_dual(
         if callback is not None: callback(info.n_iter, eps, e)
     info, before = DualInfo(), None
     f, g = init or (torch.zeros_like(p.a), torch.zeros_like(p.b))
-    dense = dense and (p.a.shape[-1]*p.b.shape[-1] <= 1 << 20 or hasattr(p.geom, "cost") and p.b.shape[-1] <= 2048)
+    can = dense and (p.a.shape[-1]*p.b.shape[-1] <= 1 << 20 or hasattr(p.geom, "cost") and p.b.shape[-1] <= 2048)
+    dense = can and (p.a.shape[-1]*p.b.shape[-1] <= 1 << 20 or p.geom.name == "dense")                  # at once, or only if conjugate gradients do not get there
     radius = lambda x: x.double().norm(dim=-1).max().item()
     levels = [p.eps] if init else eps_schedule(p.eps, (radius(p.geom.x) + radius(p.geom.y))**2)
     for k, eps in enumerate(levels):
@@ -194,6 +195,7 @@ def solve_dual(
         f, g, e = _sinkhorn_phase(q, f, g, goal, max_iter, info, watch, 8 if newton else math.inf)
         if newton and not p.symmetric and not e <= goal:
             f, g, e = _newton_phase(q, f, g, goal, max_iter, info, watch, dense, reduce)
+            if can and not dense and not e <= goal and info.n_iter < max_iter: info.stalled = False; f, g, e = _newton_phase(q, f, g, goal, max_iter, info, watch, True)
         if last:
             if math.isinf(e): e = _both_errors(q, f, g)        # out of iterations before the first error was known
             info.marginal_error, info.converged = e, e <= tol

@@ -40,7 +40,7 @@ def marginal_error(
 ) -> Tensor:    # (...,)
     "L1 distance between a marginal of the plan and the one its potential calls for; no pass of its own."
     want = log_target(p, f)
-    return (p.a * (want.exp() - (want - res).exp()).abs()).sum(-1)
+    return torch.where(p.a > 0, p.a * (want.exp() - (want - res).exp()).abs(), 0.).sum(-1)    # a point without weight may be infinitely far off
 
 # %% ../nbs/02_sinkhorn.ipynb #647df52d
 def alternate(
