@@ -75,7 +75,7 @@ class SlowModes:
     room, least = 1 << 24, 512          # numbers stored meanwhile; unknowns below which it is not worth it
     def __init__(self): self.W = self.AW = self.NW = self.found = None; self.seen = 0
     def slots(self, m): # directions to store of the next solve, for m unknowns
-        return min(512, self.room//(2*m)) if self.seen < self.solves and m >= self.least else 0
+        return min(512, self.room//(2*m)) // 2 * 2 if self.seen < self.solves and m >= self.least else 0
     def keep(self, P, Q): # (m, k) directions of a solve, and A times them; looked at when the next solve comes
         self.seen += 1
         if P.shape[1] <= self.few: self.seen, self.found = self.solves, None        # nothing left to gain
@@ -89,9 +89,11 @@ class SlowModes:
         "Rayleigh-Ritz on the old modes and the directions of the last solve."
         if self.found is None: return False
         (P, Q), self.found = self.found, None; bend = (P*Q).sum(0); ok = bend > 0
+        if not ok.any(): return False
         Z, AZ = P[:, ok]/bend[ok].sqrt(), Q[:, ok]/bend[ok].sqrt()
         if self.W is not None: Z, AZ = torch.cat([self.W, Z], 1), torch.cat([self.AW, AZ], 1)
         U = gram_inverse_root(Z.mT @ AZ, 1e-5); slow, C = torch.linalg.eigh(U.mT @ (Z.mT @ (Z @ U)))    # the inverses of the Ritz values
+        if not (slow > 1.2).any(): return False
         W = Z @ (U @ C[:, slow > 1.2][:, -self.most:]); AW, NW = A(W)
         V = gram_inverse_root(W.mT @ AW, 1e-2); self.W, self.AW, self.NW = W @ V, AW @ V, NW @ V
         return True
