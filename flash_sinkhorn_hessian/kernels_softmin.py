@@ -7,8 +7,8 @@ __all__ = ['INTERPRETED', 'LOG2E', 'BITS', 'BLOCK', 'CAT', 'THREE', 'LOOP', 'DIR
            'mend_interpreter', 'launch', 'rehearsal', 'padded', 'split_half', 'layout', 'spare', 'Operand', 'operand',
            'tile_rows', 'tile_product', 'tile_at', 'biased', 'whole_and_rest', 'put_bias', 'bias_kernel', 'Scores',
            'prepare', 'column_bias', 'online_rows', 'chained', 'in_turn', 'finish_rows', 'marginal_kernel',
-           'finish_kernel', 'marginal_config', 'small_tile', 'parts', 'sweep', 'row_lse', 'totals_kernel',
-           'both_config', 'both', 'marginals', 'both_updates', 'device_ms']
+           'finish_tile', 'finish_kernel', 'marginal_config', 'small_tile', 'parts', 'sweep', 'row_lse',
+           'totals_kernel', 'both_config', 'both', 'marginals', 'finish_both_kernel', 'both_updates', 'device_ms']
 
 # %% ../nbs/12_kernels_softmin.ipynb #4721fa5e
 import math
@@ -205,7 +205,7 @@ def put_bias(ah, hi, SLOT: tl.constexpr, K: tl.constexpr):
     h = hi.to(tl.float16); low = tl.where(hi > -float("inf"), hi - h.to(tl.float32), 0.0).to(tl.float16); k = tl.arange(0, K)[None, :]
     return tl.where(k == SLOT, h[:, None], tl.where(k == SLOT + 1, low[:, None], ah))
 
-_RUNTIME = ["n", "m", "NB", "MB", "depth", "tiles", "per", "S", "scale", "chunks", "q", "k", "ka", "kb", "W", "deep", "unit", "sink"]
+_RUNTIME = ["n", "m", "NB", "MB", "depth", "tiles", "tilesT", "batch", "per", "S", "scale", "chunks", "q", "k", "ka", "kb", "W", "deep", "unit", "sink"]
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def bias_kernel(v_ptr, sq_ptr, hi_ptr, w_ptr, par_ptr, la_ptr, m, MB, UNIT: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
@@ -353,18 +353,24 @@ def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, co
     if FUSE: finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, b, i0, n, NB, MB, depth, scale, sink, False, MODE, K, BM, BN, F)
     else: tl.store(part_ptr + (tl.program_id(1).to(tl.int64)*tl.num_programs(0) + pid)*BM + tl.arange(0, BM), acc)
 
-@triton.jit(do_not_specialize=_RUNTIME)
-def finish_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, own_ptr,
-                  n, NB, MB, depth, tiles, S, scale, sink,
-                  OWN: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
-    "Add the parts of a tile of rows and finish it; with no parts (S = 0) go straight to the safe pass."
-    in_turn(CHAIN)
-    pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM
+@triton.jit
+def finish_tile(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, own_ptr, pid, all_tiles, n, NB, MB, depth, tiles, S, scale, sink,
+                OWN: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
+    "Add the parts of a tile of rows and finish it; with no parts (S = 0) go straight to the safe pass; OWN: a single part, left behind as zeros."
+    b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM
     acc = tl.zeros([BM], F)
     for s in range(0, S, 16):   # sixteen parts in flight at once
         part = s + tl.arange(0, 16)[:, None]
-        acc += tl.sum(tl.load(part_ptr + (tl.num_programs(0).to(tl.int64)*part + pid)*BM + tl.arange(0, BM)[None, :], mask=part < S, other=0.0), 0)
+        acc += tl.sum(tl.load(part_ptr + (all_tiles.to(tl.int64)*part + pid)*BM + tl.arange(0, BM)[None, :], mask=part < S, other=0.0), 0)
+    if OWN: tl.store(part_ptr + pid*BM + tl.arange(0, BM), tl.zeros([BM], F))
     finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, own_ptr, b, i0, n, NB, MB, depth, scale, sink, OWN, MODE, K, BM, BN, F)
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def finish_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr,
+                  n, NB, MB, depth, tiles, S, scale, sink, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
+    "Finish the rows, a tile a program."
+    in_turn(CHAIN)
+    finish_tile(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, tl.program_id(0), tl.num_programs(0), n, NB, MB, depth, tiles, S, scale, sink, False, MODE, K, BM, BN, F)
 
 # %% ../nbs/12_kernels_softmin.ipynb #1859b577
 def marginal_config(
@@ -413,7 +419,7 @@ def sweep(
         launch(marginal_kernel, (s.batch*tiles, S), *head, bias[0], *ends, s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, int(sink is not None), out,
                warps=W, FUSE=fuse, COLS=False, GATE=False, SLOT=s.slot, **kw, NS=NS, CHAIN=chain)
     if safe or not fuse:
-        launch(finish_kernel, (s.batch*tiles,), *head, *ends, bias[0], s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, 0 if safe else S, s.scale, int(sink is not None), warps=W, OWN=False, **kw, CHAIN=chain)
+        launch(finish_kernel, (s.batch*tiles,), *head, *ends, s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, 0 if safe else S, s.scale, int(sink is not None), warps=W, **kw, CHAIN=chain)
     return out
 
 def row_lse(
@@ -444,11 +450,11 @@ def both_config(s:Scores):
 
 def both(
     s:Scores, u:Tensor, par:Tensor, la:Tensor, bias:tuple, # potentials of the rows and their unit, log weights, prepared biases of the columns
-    cfg:tuple=None,
+    cols:Tensor=None, cfg:tuple=None,                              # zeros, to which the column sums are added
 ) -> tuple: # parts of the row sums, column sums, tiles, parts
     "One pass for both marginals; the sums are relative to the biases."
     BM, BN, W, NS, want = cfg or both_config(s); tiles, per, S = parts(s, BM, BN, want)
-    rows = torch.empty(S, s.batch, tiles*BM, dtype=s.dtype, device=u.device); cols = torch.zeros_like(bias[0])
+    rows = torch.empty(S, s.batch, tiles*BM, dtype=s.dtype, device=u.device); cols = torch.zeros_like(bias[0]) if cols is None else cols
     launch(marginal_kernel, (s.batch*tiles, S), s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols, u, par, la, u, *bias, u,
            s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chained(u.device))
     return rows, cols, tiles, S
@@ -458,26 +464,34 @@ def marginals(
     cfg:tuple=None,
 ) -> tuple: # (B, n), (B, m) float64
     "Row and column sums of the kernel from one exponential a score."
-    rows, cols, _, S = both(s, u, _unit_par(u.device), torch.zeros_like(u), bias, cfg); r, c = torch.empty_like(u), torch.empty_like(v)
+    rows, cols, _, S = both(s, u, _unit_par(u.device), torch.zeros_like(u), bias, cfg=cfg); r, c = torch.empty_like(u), torch.empty_like(v)
     launch(totals_kernel, (s.batch*s.x.blocks,), rows, u, s.sqx, r, s.x.n, s.x.blocks, S, F=s.F, BLOCK=BLOCK)
     launch(totals_kernel, (s.batch*s.y.blocks,), cols, v, s.sqy, c, s.y.n, s.y.blocks, 1, F=s.F, BLOCK=BLOCK)
     return r, c
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def finish_both_kernel(xh, xr, xl, yh, yr, yl, u_ptr, v_ptr, sqx_ptr, sqy_ptr, vh_ptr, vw_ptr, uh_ptr, uw_ptr, row_ptr, col_ptr, f_ptr, g_ptr, par_ptr, parT_ptr, la_ptr, lb_ptr, a_ptr, b_ptr,
+                       nuh_ptr, nuw_ptr, nvh_ptr, nvw_ptr, err_ptr, errT_ptr, n, m, NB, MB, depth, tiles, tilesT, batch, S, scale,
+                       MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
+    "Finish the rows, and the columns: one of the two by the second program number."
+    in_turn(CHAIN)
+    pid = tl.program_id(0)
+    if tl.program_id(1) == 0:
+        if pid < batch*tiles: finish_tile(xh, xl, yr, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, row_ptr, f_ptr, par_ptr, la_ptr, a_ptr, nuh_ptr, nuw_ptr, err_ptr, vh_ptr, pid, batch*tiles, n, NB, MB, depth, tiles, S, scale, 1, False, MODE, K, BM, BN, F)
+    elif pid < batch*tilesT: finish_tile(yh, yl, xr, xl, v_ptr, sqy_ptr, uh_ptr, uw_ptr, col_ptr, g_ptr, parT_ptr, lb_ptr, b_ptr, nvh_ptr, nvw_ptr, errT_ptr, vh_ptr, pid, batch*tilesT, m, MB, NB, depth, tilesT, 1, scale, 1, True, MODE, K, BM, BN, F)
 
 def both_updates(
     s:Scores, f:Tensor, g:Tensor,  # (B, n), (B, m) potentials
     bias:tuple, biasT:tuple,       # prepared biases of the columns, and of the rows
     setting:tuple, setting_T:tuple, # of each side three constants on the device, log weights, weights
-    err:Tensor, err_T:Tensor        # (B * tiles,) receive the parts of the errors of both sides
+    err:Tensor, err_T:Tensor,      # (B * tiles,) receive the parts of the errors of both sides
+    cols:Tensor=None,              # zeros, shaped as the biases; left as zeros
 ) -> tuple: # new f, new g, new biases of both
-    "Both potentials moved from the same pair: one pass, and the finish of a half-step for each side."
-    new = lambda b: tuple(torch.empty_like(t) for t in b)
-    rows, cols, tiles, S = both(s, f, *setting[:2], bias); BM, BN, W = both_config(s)[:3]; next_bias, next_T = new(bias), new(biasT)
-    def finish(s, u, bias, part, setting, nxt, own, S, err):
-        count = s.x.blocks*BLOCK//BM; out = torch.empty_like(u)
-        launch(finish_kernel, (s.batch*count,), s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, part, out, *setting, *nxt, err, bias[0] if own is None else own,
-               s.x.n, s.x.blocks, s.y.blocks, s.x.depth, count, S, s.scale, 1, warps=W, OWN=own is not None, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, CHAIN=chained(u.device))
-        return out
-    f1, g1 = finish(s, f, bias, rows, setting, next_T, None, S, err), finish(s.T, g, biasT, cols, setting_T, next_bias, bias[0], 1, err_T)
+    "Both potentials moved from the same pair: one pass, and one launch that finishes both sides as a half-step is finished."
+    new = lambda ts: tuple(torch.empty_like(t) for t in ts); (par, la, a), (parT, lb, b) = setting, setting_T
+    rows, cols, tiles, S = both(s, f, par, la, bias, cols); BM, BN, W = both_config(s)[:3]; next_bias, next_T, (f1, g1) = new(bias), new(biasT), new((f, g)); other = s.y.blocks*BLOCK//BM
+    launch(finish_both_kernel, (s.batch*max(tiles, other), 2), s.x.left, s.x.right, s.x.low, s.y.left, s.y.right, s.y.low, f, g, s.sqx, s.sqy, *bias, *biasT, rows, cols, f1, g1, par, parT, la, lb, a, b,
+           *next_T, *next_bias, err, err_T, s.x.n, s.y.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, other, s.batch, S, s.scale, warps=W, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, CHAIN=chained(f.device))
     return f1, g1, next_bias, next_T
 
 # %% ../nbs/12_kernels_softmin.ipynb #0fb62dae
