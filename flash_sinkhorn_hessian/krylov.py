@@ -351,7 +351,7 @@ class WholeProduct:
     "A product from end to end as one CUDA graph: what comes before the solve, as many steps as it is expected to take, and what comes after."
     def __init__(self, s, cg, fn, tensors):
         g = getattr(s.p.geom, "parent", s.p.geom); self.cg, self.W, self.inputs = cg, cg.W, [t.clone() for t in tensors]
-        cg.blind = -(-(cg.last + cg.last//8 + 1)//cg.prod.block)
+        cg.blind = -(-(cg.last + cg.last//16 + 1)//cg.prod.block)
         def run():
             left, *out = fn(*self.inputs)
             return out, torch.cat([cg.table[0].flatten(), left.reshape(1)])
