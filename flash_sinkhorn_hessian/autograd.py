@@ -243,22 +243,24 @@ def resumed(
     own = replace(i, y=i.x, b=i.a), replace(i, x=i.y, a=i.b)
     return Divergence(term(i, *sol_state[:2], Solution), *(term(j, *sol_state[2*k:2*k + 2], SelfTerm) for k, j in enumerate(own, 1)))
 
+def _fresh(t, dtype=None): return t.new_empty(t.shape, dtype=dtype or t.dtype).copy_(t)   # a copy, laid out as the compiler is told below
+
 def _terms(sol): return (sol.xy, sol.xx, sol.yy) if isinstance(sol, Divergence) else (sol,)
 
 # %% ../nbs/18_autograd.ipynb #d119161f
 @torch.library.custom_op("flash_sinkhorn_hessian::cost", mutates_args=(), schema=f"({_CALL}, {_SETTINGS}) -> Tensor[]")
 def _cost_op(x, y, a, b, *settings):
     sol = _solved(x, y, a, b, *settings)
-    return [sol._value.clone(), *(t.clone() for s in _terms(sol) for t in (s._f, s._g))]
+    return [_fresh(sol._value), *(_fresh(t) for s in _terms(sol) for t in (s._f, s._g))]
 
 @torch.library.custom_op("flash_sinkhorn_hessian::cost_gradient", mutates_args=(), schema=f"({_CALL}, Tensor[] state, str out, {_SETTINGS}) -> Tensor[]")
 def _cost_gradient_op(x, y, a, b, state, out, *settings):
     p = dict(zip(NAMES, (x, y, a, b)))
     with _exact(x): g = joint_gradient(resumed(state, x, y, a, b, *settings), tuple(out), p)
-    return [g[u].to(p[u].dtype, copy=True) for u in out]
+    return [_fresh(g[u], p[u].dtype) for u in out]
 
 @torch.library.custom_op("flash_sinkhorn_hessian::cost_product", mutates_args=(), schema=f"({_CALL}, Tensor v, str u, str w, {_SETTINGS}) -> Tensor")
-def _cost_product_op(x, y, a, b, v, u, w, *settings): return _solved(x, y, a, b, *settings).hvp(v, (u, w)).to(x.dtype, copy=True)
+def _cost_product_op(x, y, a, b, v, u, w, *settings): return _fresh(_solved(x, y, a, b, *settings).hvp(v, (u, w)), x.dtype)
 
 # %% ../nbs/18_autograd.ipynb #cb4576c7
 @_cost_op.register_fake
@@ -269,7 +271,7 @@ def _(x, y, a, b, debias, *settings):
     return [new(dtype=x.dtype if x.dtype == torch.float64 else torch.float32), *map(new, sizes)]
 
 @_cost_gradient_op.register_fake
-def _(x, y, a, b, state, out, *settings): return [torch.empty_like(t) for u, t in zip(NAMES, (x, y, a, b)) if u in out]
+def _(x, y, a, b, state, out, *settings): return [t.new_empty(t.shape) for u, t in zip(NAMES, (x, y, a, b)) if u in out]
 
 @_cost_product_op.register_fake
 def _(x, y, a, b, v, u, w, *settings):
