@@ -316,7 +316,7 @@ def verdicts(rows:list) -> list: # a line for each library
     "How often this package is ahead of the fastest mode of each library, and by how much."
     families = list(dict.fromkeys(r["peer"].split(":")[0] for r in rows if r["peer"] != "ours")); lines = []
     for f in families:
-        pairs = judge(rows, f); behind = [label(p["ours"]) for p in pairs if p["time"] < 1]; errors = [p["error"] for p in pairs if p["error"]]
+        pairs = judge(rows, f); behind = [label(p["ours"]) for p in pairs if p["time"] < 1]; errors = [p["error"] for p in pairs if p["error"] and p["ours"]["task"] != "reach"]   # a solve stops at its target
         lost = {key(r)[:-1] for r in rows if r["peer"].split(":")[0] == f} - {key(p["ours"])[:-1] for p in pairs}
         line = f"{f}, fastest mode: behind this package on {len(pairs) - len(behind)} of {len(pairs)} rows"
         if pairs: line += f", by {min(p['time'] for p in pairs):.3g} to {max(p['time'] for p in pairs):.3g} times"
@@ -441,12 +441,12 @@ def select(rows:list, args) -> list:
 
 # %% ../nbs/27_bench.ipynb #49886409
 def to_prewarm(rows:list) -> list:
-    "Rows of tuning peers whose kernels are worth compiling beforehand, one for each set of kernels; cold starts first, for they take longest."
+    "Rows of tuning peers whose kernels are worth compiling beforehand, one for each set of kernels, those that take longest first."
     from flash_sinkhorn_hessian.bench_peers import PEERS
     tuning = [r for r in rows if r["task"] != "floors" and getattr(PEERS[r["peer"].split(":")[0]], "tunes", False)]
     same = lambda r: (r["task"].removeprefix("first "), r.get("quantity"), r["peer"], r["d"], r["n"] % 16 == 0, r["n"] % 128 == 0)
     warm = {same(r): r | dict(efforts=2) for r in reversed(tuning) if r["task"] != "cold" and not r.get("fresh_process")}   # two efforts meet every kernel
-    return [r for r in tuning if r["task"] == "cold"] + list(warm.values())
+    return [r for r in tuning if r["task"] == "cold"] + sorted(warm.values(), key=lambda r: r["task"] != "symmetric")
 
 def prewarm(rows:list, processes:int, timeout:float) -> dict: # key of a row -> its answer
     "Run rows once each, in parallel processes; compiled kernels stay in the cache on disk."
@@ -479,11 +479,15 @@ def resume(document:dict, old:dict, rows:list) -> list: # rows still to be run
     document.update(versions=old["versions"], rows=done, floors=old.get("floors"), started=old["started"])
     return [r for r in rows if key(_short(r)) not in known]       # files hold five digits
 
-def writable(*paths):
-    "An `OSError` now rather than after an hour."
-    for p in map(Path, paths):
-        new = not p.exists(); p.parent.mkdir(parents=True, exist_ok=True); p.open("a").close()
+def writable(**paths): # option -> path
+    "A `ValueError` now rather than after an hour for a file that cannot be written, or a plot of an unknown kind."
+    from matplotlib.backend_bases import FigureCanvasBase
+    for name, path in paths.items():
+        p = Path(path); new = not p.exists()
+        try: p.parent.mkdir(parents=True, exist_ok=True); p.open("a").close()
+        except OSError as e: raise ValueError(f"--{name} {path} cannot be written: {e.strerror}") from None
         if new: p.unlink()
+        if name == "plot" and p.suffix[1:] not in FigureCanvasBase.filetypes: raise ValueError(f"--plot {path}: the ending must be one of {', '.join(FigureCanvasBase.filetypes)}")
 
 def run(args, argv:list) -> dict: # the document
     "Run the rows that the command line asks for; Ctrl-C ends the run and keeps what it has."
@@ -491,7 +495,7 @@ def run(args, argv:list) -> dict: # the document
     wanted, peers = options(args); rows = in_order(select(rows_of(args.command, peers, wanted), args), args.order or ("peer" if wanted["device"] == "cuda" else "problem"))
     if all(r["task"] == "floors" for r in rows) and (args.only or args.skip): raise ValueError("no row is left by --only and --skip; --list shows the rows of a command")
     if args.list: [print(r["suite"], label(r), r["peer"]) for r in rows if r["task"] != "floors"]; return dict(rows=[])
-    writable(args.json, args.csv, args.plot)
+    writable(json=args.json, csv=args.csv, plot=args.plot)
     document = dict(command="python -m flash_sinkhorn_hessian.bench " + " ".join(argv), machine=machine(wanted["device"]) | (dict(threads=args.threads) if args.threads else {}), versions={}, started=time.strftime("%Y-%m-%d %H:%M"), rows=[])
     if args.resume and Path(args.json).exists(): rows = resume(document, read(args.json), rows)
     runner = Runner(document, args.json, args.timeout, args.budget, args.verify, args.seconds, args.threads); cold, tuned = {}, [key(r) for r in to_prewarm(rows)]
@@ -512,7 +516,8 @@ def run(args, argv:list) -> dict: # the document
 # %% ../nbs/27_bench.ipynb #3b7fb74d
 def cli(argv=None) -> int: # exit status: 1 if a comparison found something slower, worse or lost
     "The command line's entry point."
-    from rich.console import Console
+    try: from rich.console import Console; import matplotlib, tqdm
+    except ImportError as e: print(f"error: {e}; the benchmarks need it: pip install 'flash_sinkhorn_hessian[bench]'", file=sys.stderr); return 2
     argv = sys.argv[1:] if argv is None else list(argv); args = parser().parse_args(argv); console = Console(width=None if sys.stdout.isatty() else 200)
     try:
         if args.command == "compare":
