@@ -80,7 +80,7 @@ def test_a_peer_that_is_fast_and_wrong_gets_no_time(tmp_path, monkeypatch, capsy
     ours, liar = tiny(tmp_path, *asked, '--verify', '.01')['rows']; out = capsys.readouterr().out
     assert liar['status'] == 'wrong' and best_ms(liar) is None and liar['error'] > .01 and best_ms(ours) and 'no time is given' in out
     ours, liar = tiny(tmp_path, *asked)['rows']; out = capsys.readouterr().out
-    assert best_ms(liar) and '1 rows without a time or off by more' in out and 'ahead:' not in out
+    assert best_ms(liar) and '1 row without a time or off by more' in out and 'ahead:' not in out
 
 def test_interrupted(tmp_path):
     "Ctrl-C in the middle of a row: the rows before it are in the file, the exit status says so, and --resume does the rest."
