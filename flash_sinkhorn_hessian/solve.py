@@ -522,9 +522,9 @@ class SelfTerm(Solution):
 
 # %% ../nbs/10_solve.ipynb #31a7fc60
 class Divergence(Solution):
-    """A debiased Sinkhorn divergence S. Made by `divergence`; the methods and shapes of `Solution`, for S instead of OT.
+    """A debiased Sinkhorn divergence S. Made by `divergence`; the methods of `Solution`, for S instead of OT.
 
-    `f`, `g`, `plan`, `apply` are those of the mixed term; `xy`, `xx`, `yy` are the three solutions, `n_iter` their sum.
+    `value` is a scalar or (B,). `f`, `g`, `plan`, `apply` are those of the mixed term; `xy`, `xx`, `yy` are the three solutions, `n_iter` their sum.
     """
     def __init__(self, xy:Solution, xx:SelfTerm, yy:SelfTerm):
         super().__init__(xy.inputs, xy.problem, xy._f, xy._g, xy.info, xy._offset, xy.tol)
@@ -565,7 +565,9 @@ def divergence(
 ) -> Divergence: # the fields and methods of `Solution`, for the divergence
     """Debiased Sinkhorn divergence S = OT(x, y) - OT(x, x)/2 - OT(y, y)/2, every term with the same eps and penalties.
 
-    Shapes, units and errors: those of `solve`; an `init` must be a `Divergence` (`TypeError`).
+    Shapes: x (n, d), y (m, d), a (n,), b (m,), with a batch axis B in front or not. Units and parameters are those of `solve`.
+
+    Errors: those of `solve`; a `TypeError` for an `init` that is no `Divergence`.
 
     Source: Genevay, Peyré and Cuturi (2018), Feydy et al. (2019). Relaxed: Séjourné et al. (2019) without their mass term
     eps/2 (sum a - sum b)^2, which matters for unequal totals only.
