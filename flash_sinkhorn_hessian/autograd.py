@@ -205,7 +205,13 @@ def ot_cost(
     x, y, a=None, b=None, *, eps, reach=None, reach_x=None, reach_y=None, half_cost=False, # as for `solve`
     tol=None, max_iter=5000, backend="auto",
 ) -> Tensor: # scalar, or (B,)
-    "Entropic transport cost as a function of tensors: `solve(...).value`, for `torch.func` and for losses."
+    """Entropic transport cost as a function of tensors: `solve(...).value`, for `torch.func` and for losses.
+
+    Shapes: x (n, d), y (m, d), a (n,), b (m,) give a scalar; with B in front, (B,). In units of the cost.
+
+    Errors: those of `solve`; `NotImplementedError` for a third derivative. Source: nbs/18_autograd. Derivatives in the weights are
+    those of the cost at a/sum(a) if both marginals are hard.
+    """
     return _function(solve, x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost,
                      tol=tol, max_iter=max_iter, backend=backend)
 
@@ -213,7 +219,13 @@ def sinkhorn_divergence(
     x, y, a=None, b=None, *, eps, reach=None, reach_x=None, reach_y=None, half_cost=False, # as for `solve`
     tol=None, max_iter=5000, backend="auto",
 ) -> Tensor: # scalar, or (B,)
-    "Debiased divergence as a function of tensors: `divergence(...).value`, for `torch.func` and for losses."
+    """Debiased divergence as a function of tensors: `divergence(...).value`, for `torch.func` and for losses.
+
+    Shapes: x (n, d), y (m, d), a (n,), b (m,) give a scalar; with B in front, (B,). In units of the cost.
+
+    Errors: those of `solve`; `NotImplementedError` for a third derivative. Source: nbs/10_solve for the value, nbs/18_autograd
+    for the rules.
+    """
     return _function(divergence, x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost,
                      tol=tol, max_iter=max_iter, backend=backend)
 
@@ -301,12 +313,22 @@ def ot_hvp(
     v, x, y, a=None, b=None, *, eps, wrt="x", # direction, in the shape of `wrt` (its second entry if a pair), or a stack of them
     reach=None, reach_x=None, reach_y=None, half_cost=False, tol=None, max_iter=5000, backend="auto", # as for `solve`
 ) -> Tensor: # in the shape of `wrt` (its first entry)
-    "Hessian of the transport cost times v, as a function of tensors: `solve(...).hvp(v, wrt)`, also in compiled code."
+    """Hessian of the transport cost times v, as a function of tensors: `solve(...).hvp(v, wrt)`, also in compiled code.
+
+    Shapes: v (n, d), or a stack (k, n, d), for `wrt="x"`, and so the result; see `Solution.hvp` for other blocks.
+
+    Errors: those of `solve` and of `Solution.hvp`. Source: nbs/06_hvp.
+    """
     return _product_function(v, x, y, a, b, wrt, False, eps, reach, reach_x, reach_y, half_cost, tol, max_iter, backend)
 
 def sinkhorn_divergence_hvp(
     v, x, y, a=None, b=None, *, eps, wrt="x", # as for `ot_hvp`
     reach=None, reach_x=None, reach_y=None, half_cost=False, tol=None, max_iter=5000, backend="auto",
 ) -> Tensor: # in the shape of `wrt` (its first entry)
-    "Hessian of the divergence times v, as a function of tensors: `divergence(...).hvp(v, wrt)`, also in compiled code."
+    """Hessian of the divergence times v, as a function of tensors: `divergence(...).hvp(v, wrt)`, also in compiled code.
+
+    Shapes: v (n, d), or a stack (k, n, d), for `wrt="x"`, and so the result; see `Solution.hvp` for other blocks.
+
+    Errors: those of `divergence` and of `Solution.hvp`. Source: nbs/06_hvp; the self terms, nbs/10_solve.
+    """
     return _product_function(v, x, y, a, b, wrt, True, eps, reach, reach_x, reach_y, half_cost, tol, max_iter, backend)
