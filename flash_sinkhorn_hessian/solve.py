@@ -237,6 +237,7 @@ def _attached(sol, *leaves):
 
 def _versions(leaves): return [None if t is None or t.is_inference() else t._version for t in leaves]   # how often each was changed in place
 
+# %% ../nbs/10_solve.ipynb #b5f6985f
 def _mass_shift(i):
     "Size of the constant in the potentials that unequal totals ask for."
     rate = 1/i.rho_x + 1/i.rho_y
@@ -248,6 +249,7 @@ def _reachable(i, xc, yc, dtype):
     mean = sum((w*t.double().square().sum(-1)).sum(-1)/w.sum(-1) for w, t in ((i.a, xc), (i.b, yc))).max().item()
     return mass * default_tol(dtype, (mean + _mass_shift(i))/i.eps)
 
+# %% ../nbs/10_solve.ipynb #9ddc1aee
 def _dual(p, tol, max_iter, start, callback, reachable):
     "The dual solve: cheap arithmetic as far as it goes, exact arithmetic for the rest."
     rough, done = getattr(p.geom, "rough", None) if start is None else None, DualInfo()
@@ -267,6 +269,7 @@ def _weightless(p, f, g):
     f, g = (torch.where(q.a > 0, s, update(q, s, t)) if (q.a == 0).any() else s for q, s, t in ((p, f, g), (p.T, g, f)))
     return f, g
 
+# %% ../nbs/10_solve.ipynb #66826f55
 def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
     tol = None if tol is None else check_positive("tol", tol)
     check_count("max_iter", max_iter)
