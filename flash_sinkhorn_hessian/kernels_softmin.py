@@ -87,7 +87,7 @@ def split_half(
 ) -> tuple: # two float16 tensors
     "Split numbers in two halves that carry 22 bits together."
     hi = t.half()
-    return hi, (t - hi.to(t.dtype)).half()
+    return hi, (t - hi).half()
 
 # %% ../nbs/12_kernels_softmin.ipynb #806c1675
 CAT, THREE, LOOP, DIRECT, PRODUCT = range(5)
@@ -115,18 +115,19 @@ class Operand:
 def operand(
     t:Tensor, mode:int, K:int, # (B, n, d) scaled points
 ) -> Operand:
-    "Pad, split and lay out one cloud."
-    n = t.shape[-2]; blocks = -(-n//BLOCK); N = blocks*BLOCK
+    "Pad, split and lay out one cloud; few operations, since each regularisation of a schedule asks for its own."
+    *B, n, d = t.shape; blocks = -(-n//BLOCK); N = blocks*BLOCK
     if mode in (DIRECT, PRODUCT):
-        t = padded(t, N).mT.contiguous(); return Operand(t, t, t, n, blocks, t.shape[-2])
-    hi, lo = split_half(t)
+        out = torch.zeros(*B, d, N, dtype=t.dtype, device=t.device); out[..., :n] = t.mT
+        return Operand(out, out, out, n, blocks, d)
+    hi, lo = split_half(t); cols = K if mode == CAT else -(-d//K)*K
+    one, two = torch.zeros(2, *B, N, cols, dtype=torch.float16, device=t.device)
     if mode == CAT:
-        left, right = (padded(torch.cat(c, -1), N, K) for c in ((hi, hi, lo), (hi, lo, hi)))
-        if (slot := spare(t.shape[-1], K)): right[..., slot:slot+2] = 1.        # where a kernel may put a bias of its rows
-        return Operand(left, right, left, n, blocks, 1)
-    cols = -(-t.shape[-1]//K)*K
-    hi, lo = padded(hi, N, cols), padded(lo, N, cols)
-    return Operand(hi, hi, lo, n, blocks, cols//K)
+        one[..., :n, :3*d], two[..., :n, :3*d] = torch.cat((hi, hi, lo), -1), torch.cat((hi, lo, hi), -1)
+        if (slot := spare(d, K)): two[..., slot:slot+2] = 1.        # where a kernel may put a bias of its rows
+        return Operand(one, two, one, n, blocks, 1)
+    one[..., :n, :d], two[..., :n, :d] = hi, lo
+    return Operand(one, one, two, n, blocks, cols//K)
 
 # %% ../nbs/12_kernels_softmin.ipynb #2e4b1b36
 @triton.jit
@@ -238,22 +239,29 @@ class Scores:
     def F(self): return _F[self.dtype]
 
 def prepare(
-    x:Tensor, y:Tensor, # (B, n, d), (B, m, d) centred points in the working dtype
+    x:Tensor, y:Tensor, # (B, n, d), (B, m, d) centred points in the working dtype; one tensor twice is laid out once
     eps:float,
     radii:tuple,        # largest norm in each cloud
     exact:bool=None,    # differences instead of the expanded square? None: where the limit says so
+    doubles:dict=None,  # remembers what the next regularisation of the same clouds may use
 ) -> Scores:
     "Choose the form of the scores and lay both clouds out for it."
-    (rx, ry), c = radii, 2*LOG2E/eps
+    (rx, ry), c = radii, 2*LOG2E/eps; known = {} if doubles is None else doubles
     mode, K = layout(x.shape[-1], x.dtype, c*rx*ry > LIMIT if exact is None else exact)
+    def norms(side, t, o): # in bits, padded with zeros
+        out = torch.zeros(len(t), o.blocks*BLOCK, dtype=torch.float64, device=t.device)
+        if mode != DIRECT:
+            if side not in known: t = t.double(); known[side] = t, t.square().sum(-1)
+            out[:, :t.shape[-2]] = known[side][1]*(c/2)
+        return out
     if mode == DIRECT:
         scale = c/2; s = scale**.5 if x.dtype == torch.float64 else 1.
-        ox, oy = operand(x*s, mode, K), operand(y*s, mode, K); scale /= s*s
-        sqx, sqy = (torch.zeros(len(x), o.blocks*BLOCK, dtype=torch.float64, device=x.device) for o in (ox, oy))
+        lay, scale = (lambda side, t: operand(t*s if s != 1 else t, mode, K)), scale/(s*s)
     else:
         balance, scale = (ry/rx)**.5 if rx > 0 and ry > 0 else 1., 1.
-        ox, oy = operand(x.double()*(c**.5*balance), mode, K), operand(y.double()*(c**.5/balance), mode, K)
-        sqx, sqy = (padded((t.double().square().sum(-1)*(c/2))[..., None], o.blocks*BLOCK)[..., 0].contiguous() for t, o in ((x, ox), (y, oy)))
+        lay = lambda side, t: operand((known[side][0] if side in known else t.double())*(c**.5*(balance if side == "x" else 1/balance)), mode, K)
+    def one(side, t): o = lay(side, t); return o, norms(side, t, o)
+    ox, sqx = one("x", x); oy, sqy = (ox, sqx) if y is x else one("y", y)
     return Scores(mode, K, x.dtype, len(x), ox, oy, sqx, sqy, scale, x.shape[-1])
 
 def column_bias(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'triton_ready', 'everyday', 'other_sizes', 'rehearse', 'TritonGeometry', 'capture', 'RecordedProduct',
-           'Recorded']
+           'positive', 'Recorded']
 
 # %% ../nbs/14_triton.ipynb #8c4136fa
 import gc, math, threading
@@ -14,6 +14,7 @@ from functools import wraps
 import torch
 import triton
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .core import *
 from .dual_energy import *
@@ -88,12 +89,15 @@ class TritonGeometry:
         radii:tuple=None, # largest norm in each cloud, if known already
     ):
         up = lambda t: t if t.dtype in (torch.float32, torch.float64) else t.float()
-        self.x, self.y, self.eps, self.batch = up(x), up(y), eps, x.shape[:-2]
+        self.x = up(x); self.y = self.x if y is x else up(y); self.eps, self.batch = eps, x.shape[:-2]
         size = lambda t: t.double().square().sum(-1).max().sqrt()
         self.radii = radii or tuple(torch.stack([size(self.x), size(self.y)]).tolist())
-        self._T = self._scores = None; self._known, self._products, self._graphs = [], [], {}
+        self._T = self._scores = None; self._doubles = {}; self._known, self._products, self._graphs = [], [], {}
 
-    def at(self, eps:float): return self if eps == self.eps else TritonGeometry(self.x, self.y, eps, self.radii)
+    def at(self, eps:float):
+        if eps == self.eps: return self
+        out = TritonGeometry(self.x, self.y, eps, self.radii); out._doubles = self._doubles
+        return out
     @property
     def T(self):
         if self._T is None: 
@@ -104,7 +108,9 @@ class TritonGeometry:
     def scores(self):
         "Both clouds laid out for the kernels, on first use."
         if self._scores is None:
-            with torch.no_grad(): self._scores = prepare(*(t.reshape(-1, *t.shape[-2:]) for t in (self.x, self.y)), self.eps, self.radii)
+            with torch.no_grad():
+                x = self.x.reshape(-1, *self.x.shape[-2:]); y = x if self.y is self.x else self.y.reshape(-1, *self.y.shape[-2:])
+                self._scores = prepare(x, y, self.eps, self.radii, doubles=self._doubles)
             rehearse(self._scores)
         return self._scores
     def flat(self, t, dims=1):
@@ -191,6 +197,14 @@ def _plan(self, u, v):
     return DenseGeometry(self.x, self.y, self.eps).plan(u, v)
 
 # %% ../nbs/14_triton.ipynb #7de61744
+_positive = WeakIdKeyDictionary()
+def positive(
+    w:Tensor, # weights
+) -> bool:
+    "Has every point a weight? Asked of the device once for each tensor."
+    if w not in _positive or _positive[w][0] != w._version: _positive[w] = w._version, bool((w > 0).all())
+    return _positive[w][1]
+
 def _setting(geom, p, step=1.):
     "Constants of an iteration on the device: for each side 1/eps, step and penalty, logarithms of the weights, weights."
     side = lambda p: (torch.tensor([1/p.eps, step*p.damping*p.eps, 1/p.rho_x], dtype=torch.float64, device=geom.x.device), geom.flat(p.log_a), geom.flat(p.a))
@@ -259,7 +273,7 @@ def _iterate_both(self, p, f, g, steps, step=.5):
     "`steps` symmetric iterations without waiting: new f, new g, errors (steps, ...) of the pair before each; None where column sums would not do: weights of zero, or a wish for the same bits every time."
     key = ("both", id(p), steps, step); run = self._graphs.get(key)
     if len(self._graphs) > 8: self._graphs.clear()
-    if run is None: run = self._graphs[key] = [p, _setting(self, p, step), 0, None, bool((p.b > 0).all() and (p.a > 0).all())]
+    if run is None: run = self._graphs[key] = [p, _setting(self, p, step), 0, None, positive(p.a) and positive(p.b)]
     if not run[4] or torch.are_deterministic_algorithms_enabled(): return None
     run[2] += 1; f, g = self.flat(f), self.flat(g)
     if run[2] < 4 or not self.x.is_cuda or torch.cuda.is_current_stream_capturing(): f, g, err = _run_both(self, run[1], f, g, steps)
@@ -273,3 +287,13 @@ def _symmetric(self, p, f, g, step=.5):
     "One symmetric iteration from a single pass, see `sinkhorn.symmetric_step`; None as for `iterate_both`."
     out = self.iterate_both(p, f, g, 1, step)
     return out and (out[0], out[1], out[2][0])
+
+@_geometry
+def _self_step(self, p, f):
+    "Half an update of the one potential of a symmetric problem, in one fused sweep, see `sinkhorn.self_step`."
+    if len(self._graphs) > 8: self._graphs.clear()
+    run = self._graphs.setdefault(("self", id(p)), [p, _setting(self, p, .5)[0], 0]); par, la, a = run[1]; s = self.scores; f = self.flat(f)
+    tiles = parts(s, *marginal_config(s)[:2], marginal_config(s)[-1])[0]; err = torch.zeros(s.batch*tiles, dtype=torch.float64, device=f.device)
+    bias, spare = column_bias(s, f, par, la), tuple(torch.empty(s.batch, s.x.blocks*BLOCK, dtype=s.dtype, device=f.device) for _ in "hw")
+    out = sweep(s, f, bias, torch.empty_like(f), par, (la, a, *spare, err)).reshape(p.a.shape)
+    return out, out, 2*err.reshape(s.batch, -1).sum(-1).reshape(self.batch)
