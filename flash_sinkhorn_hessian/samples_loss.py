@@ -160,12 +160,20 @@ class Schedule:
     backend:str="auto"        # where the arithmetic runs
     eps_list:tuple|None=None  # the regularisations themselves, instead of all the above
     alternating:bool=False    # alternating steps instead of symmetric ones
+    masses:bool=True          # relaxed: GeomLoss's terms of the total masses in the value; False: the value of `solve`
+    hvp_tol:float|None=None   # second derivatives: relative residual of the linear solve; None: as tight as the dtype allows
+    hvp_max_iter:int|None=None # second derivatives: steps of conjugate gradients at most, also where a factorisation would do
+
+    @property
+    def linear_solver(self) -> dict: # options of `hvp`
+        "How the linear system behind a second derivative is solved."
+        return {k: v for k, v in (("tol", self.hvp_tol), ("max_iter", self.hvp_max_iter), ("solver", self.hvp_max_iter and "cg")) if v is not None}
 
     def __post_init__(self):
-        for k in ("blur", "diameter", "eps", "threshold"):
+        for k in ("blur", "diameter", "eps", "threshold", "hvp_tol"):
             if getattr(self, k) is not None: check_positive(k, getattr(self, k))
         if not 0 < check_positive("scaling", self.scaling) < 1: raise ValueError(f"scaling must lie strictly between 0 and 1; got {self.scaling}")
-        for k in ("n_iters", "inner_iterations"):
+        for k in ("n_iters", "inner_iterations", "hvp_max_iter"):
             if getattr(self, k) is not None: check_count(k, getattr(self, k))
         if not self.use_epsilon_scaling and self.n_iters is None: raise ValueError("n_iters must be given if use_epsilon_scaling=False")
         for e in self.eps_list or (): check_positive("eps_list", e)
@@ -219,7 +227,11 @@ class Estimate:
 
     def _out(self, t): return (t*self.inputs.scale).to(torch.float64 if self.inputs.x.dtype == torch.float64 else torch.float32)
     @cached_property
-    def _value(self): return self._out(annealed_value(self.terms[0]) - sum(map(annealed_value, self.terms[1:]))/2)
+    def _value(self):
+        i, t = self.inputs, annealed_value(self.terms[0]) - sum(map(annealed_value, self.terms[1:]))/2
+        if i.balanced or self.s.masses: return self._out(t)
+        A, B = i.a.sum(-1), i.b.sum(-1)
+        return self._out(t - i.eps*((A - B)**2/2 if self.s.debias else (A + B)/2 - A*B))
 
 # %% ../nbs/19_samples_loss.ipynb #00b50fa4
 def own_inputs(
@@ -244,8 +256,12 @@ def _gradient(self,
         g = f(self.terms[0], k)
         if self.s.debias:
             t = self.terms[1 + k]
-            return g - (f(t, 0) if t.p.symmetric else (f(t, 0) + f(t, 1))/2)
-        return g - self.inputs.eps/2 if u in "ab" and not self.inputs.balanced else g
+            g = g - (f(t, 0) if t.p.symmetric else (f(t, 0) + f(t, 1))/2)
+        return g - self.inputs.eps*masses(u) if u in "ab" and not self.inputs.balanced else g
+    def masses(u):                                                        # derivative of their terms, over eps
+        mine, other = (t.sum(-1, keepdim=True) for t in ((self.inputs.a, self.inputs.b) if u == "a" else (self.inputs.b, self.inputs.a)))
+        if self.s.debias: return 0. if self.s.masses else mine - other
+        return .5 if self.s.masses else 1 - other
     return {u: one(u)*self.inputs.scale for u in out}
 
 @_add("potentials")
@@ -271,8 +287,8 @@ def _product(self,
     out:tuple, # names of the gradients to differentiate
 ) -> dict: # name -> product, float64; in a weight, both marginals hard: of mean zero
     "The Hessian of the value applied to k directions, at polished potentials."
-    res = _joint(self.polished, v, out, {})
-    if self.inputs.balanced: return res
+    res = _joint(self.polished, v, out, self.s.linear_solver)
+    if self.inputs.balanced or not self.s.masses: return res
     eps, total = self.inputs.eps*self.inputs.scale, {u: v[u].sum(-1, keepdim=True) for u in "ab" if u in v}
     for u in set(out) & {"a", "b"}:
         res[u] = res[u] - eps*total.get(SWAP[u], 0.)
@@ -402,6 +418,8 @@ class SamplesLoss(torch.nn.Module):
         normalize=False,   # divide weights by their total
         eps_list=None,     # the regularisations themselves
         alternating=False, # alternating steps instead of symmetric ones
+        masses=True,       # relaxed: GeomLoss's terms of the total masses in the value; False: the value of `solve`
+        hvp_tol=None, hvp_max_iter=None, # second derivatives: relative residual and steps of the linear solve, see `Schedule`
     ):
         super().__init__()
         check_scope(loss, p, cost, kernel)
@@ -409,7 +427,8 @@ class SamplesLoss(torch.nn.Module):
             loss=loss, p=p, blur=blur, reach=reach, diameter=diameter, scaling=scaling, truncate=truncate, cost=cost, kernel=kernel, cluster_scale=cluster_scale,
             debias=debias, potentials=potentials, verbose=verbose, backend=backend, half_cost=half_cost, reach_x=reach_x, reach_y=reach_y, eps=eps,
             n_iters=n_iters, use_epsilon_scaling=use_epsilon_scaling, last_extrapolation=last_extrapolation, threshold=threshold,
-            inner_iterations=inner_iterations, normalize=normalize, eps_list=eps_list, alternating=alternating)
+            inner_iterations=inner_iterations, normalize=normalize, eps_list=eps_list, alternating=alternating,
+            masses=masses, hvp_tol=hvp_tol, hvp_max_iter=hvp_max_iter)
         for k in SETTINGS: setattr(self, k, given[k])
         self.schedule()                                       # a wrong setting is an error now
 
