@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'SETTINGS', 'diameter_of', 'blur_schedule', 'shifted', 'Annealed', 'anneal', 'annealed_value', 'last_pull',
            'annealed_force', 'annealed_slope', 'polish', 'Schedule', 'schedule_levels', 'Estimate', 'own_inputs',
-           'SchedulePoint', 'Potentials', 'check_scope', 'problem_of', 'SamplesLoss']
+           'SchedulePoint', 'Pull', 'Potentials', 'check_scope', 'problem_of', 'SamplesLoss']
 
 # %% ../nbs/19_samples_loss.ipynb #aca6c58e
 import inspect
@@ -27,7 +27,7 @@ from .newton import *
 from .solve import *
 from .solve import _solve, _warn
 from .autograd import *
-from .autograd import _exact, _fresh, _joint, _spread
+from .autograd import _exact, _fresh, _is_batch, _joint, _merge, _part, _spread
 
 # %% ../nbs/19_samples_loss.ipynb #8b9a705c
 def diameter_of(
@@ -303,23 +303,45 @@ class SchedulePoint(Point):
     @staticmethod
     def product(sol, v, out): return sol.product(v, out)
 
+class Pull(Function):
+    "The derivative of the two potentials in the points named by `out`, through the last update, for weights on the potentials."
+    @staticmethod
+    def forward(x, y, a, b, point, out, *w):
+        with _exact(x): sol = point.at(x, y, a, b)
+        pull = lambda t, k: (t.p if k == 0 else t.p.T).damping * last_pull(t, k)
+        def one(k):
+            g = pull(sol.terms[0], k)
+            if sol.s.debias: g = g - (pull(sol.terms[1 + k], 0) + pull(sol.terms[1 + k], 1))/2
+            return (w[k].double()[..., None]*g*sol.inputs.scale).to(x.dtype)
+        return tuple(one("xy".index(u)) for u in out)
+    @staticmethod
+    def setup_context(ctx, inputs, output): pass
+    @staticmethod
+    def backward(ctx, *_): raise NotImplementedError("potentials can be differentiated once: take a second derivative of the loss instead, without potentials=True")
+    @staticmethod
+    def vmap(info, dims, *args):
+        p, (point, out), w = args[:4], args[4:6], args[6:]
+        if all(d is None for d in dims[:4]): return Pull.apply(*p, point, out, *_merge(info, False, w, dims[6:])), (0,)*len(out)   # one problem, many weights
+        batched = _is_batch(p[0], dims[0])
+        g = Pull.apply(*_merge(info, batched, p, dims), point, out, *_merge(info, batched, w, dims[6:]))
+        return tuple(_part(info, batched, t) for t in g), (0,)*len(out)
+
 class Potentials(Function):
     "The two potentials, differentiable once in x and y, through the last update."
     @staticmethod
-    def forward(ctx, x, y, a, b, point):
-        with _exact(x): ctx.sol = point.at(x, y, a, b)
-        ctx.dtype = x.dtype
-        return ctx.sol.potentials()
+    def forward(x, y, a, b, point):
+        with _exact(x): return point.at(x, y, a, b).potentials()
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx, inputs, output): *p, ctx.point = inputs; ctx.save_for_backward(*p)
+    @staticmethod
     def backward(ctx, *w):
-        sol = ctx.sol
-        def one(k, w):
-            pull = lambda t, k: (t.p if k == 0 else t.p.T).damping * last_pull(t, k)
-            g = pull(sol.terms[0], k)
-            if sol.s.debias: g = g - (pull(sol.terms[1 + k], 0) + pull(sol.terms[1 + k], 1))/2
-            return (w.double()[..., None]*g*sol.inputs.scale).to(ctx.dtype)
-        return *(one(k, w[k]) if ctx.needs_input_grad[k] else None for k in (0, 1)), None, None, None
+        out = tuple(u for u, need in zip("xy", ctx.needs_input_grad) if need)
+        g = dict(zip(out, Pull.apply(*ctx.saved_tensors, ctx.point, out, *w))) if out else {}
+        return g.get("x"), g.get("y"), None, None, None
+    @staticmethod
+    def vmap(info, dims, *args):
+        batched = _is_batch(args[0], dims[0])
+        return tuple(_part(info, batched, t) for t in Potentials.apply(*_merge(info, batched, args[:4], dims), args[4])), (0, 0)
 
 # %% ../nbs/19_samples_loss.ipynb #dac240d4
 def _schema(kind): # a field of `Schedule` in the language of torch.library
@@ -458,6 +480,7 @@ def _forward(self, *args) -> Tensor: # scalar, or (B,); two potentials if `poten
         out = tuple(map(shaped, Potentials.apply(x, y, a, b, point), weights))
     if self.verbose: print(f"{self}: {point.sol.backend}, {len(point.sol.levels)} levels down to {point.sol.levels[-1]*point.sol.inputs.scale:.3g}")
     return out
+_forward.__name__, _forward.__qualname__ = "forward", "SamplesLoss.forward"
 SamplesLoss.forward = _forward
 
 def _wide(t): # under autocast a loss is taken in float32, as PyTorch's are
