@@ -33,7 +33,10 @@ def check_tuning(
     if t["hvp_tau2"] > 1e-4: raise ValueError(f"hvp_tau2 must be at most 1e-4, where it only repairs a singular system, which is not needed here; got {t['hvp_tau2']:g}. Damp on purpose with solve(...).hvp(v, ridge=...)")
 
 class FlashSamplesLoss(samples_loss.SamplesLoss):
-    "`samples_loss.SamplesLoss` with the call and the defaults of `flash_sinkhorn.SamplesLoss` 0.4.1."
+    """`samples_loss.SamplesLoss` with the call and the defaults of `flash_sinkhorn.SamplesLoss` 0.4.1: full cost, no debiasing, weights divided by their totals.
+
+    Shapes and units are those of `samples_loss.SamplesLoss`, which also says what is raised; the value of a relaxed problem is that of `solve`, for any totals. Clouds of two dtypes, and
+    half precision, are widened. `ValueError` for label costs, the tolerance of the multiscale backend and heavy damping (`hvp_tau2`), none of which is here."""
     def __init__(self,
         loss="sinkhorn", *, p=2, blur=.05, reach=None, reach_x=None, reach_y=None, scaling=.5, debias=False, potentials=False,
         backend="symmetric", # "symmetric" or "alternating" steps; or a backend of this package
@@ -72,7 +75,8 @@ def from_potentials(
     tol=1e-5,       # marginal error up to which they count as converged
     backend="auto",
 ) -> Solution:
-    "The `Solution` that given potentials are: plan, products, gradient and Hessian without solving anything."
+    """The `Solution` that given potentials are: plan, products, gradient and Hessian without solving anything. One pass measures their marginal error; derivatives of potentials
+    that are worse than `tol` warn. Errors as for `solve`, and `ValueError` or `TypeError` for potentials of another shape, dtype or device than the weights."""
     i = validate(x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
     f, g = (check_like(name, h, w.shape, f"of the weights of {z}", i.x, stack=False)/i.scale for name, h, w, z in (("f", f, i.a, "x"), ("g", g, i.b, "y")))
     xc, yc, o = centre(i)
@@ -90,7 +94,8 @@ def c_transform(
     half_cost:bool=False, # |x-y|^2/2 instead of |x-y|^2
     strip:int=1 << 22,    # distances held at once
 ) -> tuple: # values (n,), differentiable in x, y and psi; index of the minimiser (n,)
-    "Hard c-transform `min_j cost(x_i, y_j) - psi_j` and where it is attained, in linear memory."
+    """Hard c-transform `min_j cost(x_i, y_j) - psi_j`, in the unit of the cost, and where it is attained, in linear memory. Its derivative is that of the pair that attains it
+    (Danskin's theorem). Raises `ValueError` or `TypeError` for points or potentials of a wrong shape, dtype or device."""
     check_cloud("x", x); check_cloud("y", y); s = .5 if half_cost else 1.
     check_like("psi", psi, y.shape[:-1], "of the points of y", y, stack=False)
     with torch.no_grad():

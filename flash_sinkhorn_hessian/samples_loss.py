@@ -42,7 +42,7 @@ def blur_schedule(
     blur:float,     # length to end at
     scaling:float,  # factor from one length to the next, between 0 and 1
 ) -> list: # regularisations: the squared diameter twice, ..., the squared blur
-    "GeomLoss's schedule of regularisations, squares of lengths that fall from the diameter to the blur."
+    "GeomLoss's schedule of regularisations, squares of lengths that fall from the diameter to the blur (the annealing of Feydy 2020)."
     logs = np.arange(2*math.log(diameter), 2*math.log(blur), 2*math.log(scaling))
     return [diameter**2, *np.exp(logs).tolist(), blur**2]
 
@@ -73,7 +73,8 @@ def anneal(
     every:int=10,   # steps between two looks
     alternating:bool=False, # the plain alternating steps instead, from zero potentials, without a last update
 ) -> Annealed:
-    "GeomLoss's loop, streamed: symmetric steps down a schedule."
+    """GeomLoss's loop, streamed: symmetric steps down a schedule (Feydy et al. 2019; where one marginal is relaxed, with the constant of Séjourné, Vialard and Peyré 2022).
+    Costs one pass over the n x m scores for each update, memory O((n + m) d). Nothing is raised if it has not converged: `change` tells."""
     step, last = (alternate, False) if alternating else (self_step if p.symmetric else symmetric_step, last)
     both = lambda p, f, g: shifted(p, (h := update(p, f, g)), h if p.symmetric else update(p.T, g, f))
     p, f, g = p.at(levels[0]), torch.zeros_like(p.a), torch.zeros_like(p.b)
@@ -132,7 +133,7 @@ def polish(
     own=False,   # is it a cloud against itself?
     max_iter:int=5000, # pairs of passes, at most
 ) -> Solution:
-    "Solve to convergence from where the potentials are."
+    "Solve to convergence from where the potentials are, to the tolerance of `solve` for the dtype; a `ConvergenceWarning` with the marginal error if `max_iter` ends it."
     f, g, (x, y, o) = t.f, t.g, centre(i)
     if o is not None:
         f = f - 2*(x.double()*o).sum(-1) - o.square().sum((-1, -2))[..., None]
@@ -142,7 +143,8 @@ def polish(
 # %% ../nbs/19_samples_loss.ipynb #7a0c4131
 @dataclass(frozen=True)
 class Schedule:
-    "Cost, penalties, and how the iterations run."
+    """Cost, penalties, and how the iterations run. Lengths are in the unit of the points, `eps`, `eps_list` and `threshold` in the unit of the cost, a squared length.
+    Raises `ValueError` or `TypeError` naming the field that is out of range."""
     blur:float=.05            # length; the last regularisation is its square
     scaling:float=.5          # factor from one length to the next
     diameter:float|None=None  # length to start at; None: measured
@@ -197,7 +199,8 @@ def schedule_levels(
 
 # %% ../nbs/19_samples_loss.ipynb #b06b944b
 class Estimate:
-    "A loss at the end of its schedule: value, potentials, gradient, products with its Hessian."
+    """A loss at the end of its schedule: value, potentials, gradient, products with its Hessian. Inputs are validated as by `solve`, with the same errors; results are in the unit
+    of the user's cost, gradients and products in float64."""
     def __init__(self,
         s:Schedule,
         x, y, a, b,  # as for `solve`
@@ -416,7 +419,19 @@ def problem_of(
 
 # %% ../nbs/19_samples_loss.ipynb #6e30b879
 class SamplesLoss(torch.nn.Module):
-    "Sinkhorn divergence between weighted clouds, with the call and the numbers of `geomloss.SamplesLoss`, differentiable twice."
+    """Sinkhorn divergence between weighted clouds, with the call and the numbers of `geomloss.SamplesLoss` 0.3.1, differentiable twice.
+
+    Call it as `loss(x, y)`, `loss(a, x, b, y)` or `loss(labels_x, a, x, labels_y, b, y)`. Clouds `x`, `y` are `(n, d)`, `(m, d)`, or `(B, n, d)`, `(B, m, d)` for B problems
+    with one schedule; weights `a`, `b` are `(n,)`, `(m,)`, with B in front or a last axis of one, uniform if left out. `blur`, `reach` and `diameter` are lengths, in the unit of the
+    points; `eps` and the value are in the unit of the cost, a squared length. The value is a scalar, or `(B,)`, in the dtype of the clouds (float32 for half precision).
+    With `potentials=True` two tensors of the shape of the weights come back, in the unit of the cost, differentiable once in the points.
+
+    The first derivative is GeomLoss's: that of the last update (Feydy et al. 2019; relaxed marginals: Séjourné et al. 2019). A second derivative is that of converged transport: the
+    potentials are polished first, at one linear solve. A third raises `NotImplementedError`. Inside `torch.compile` it is two operators, without double backward.
+
+    Raises `ValueError` or `TypeError`, naming the argument, for a setting out of range or out of scope (`loss`, `p`, `cost`, `kernel`: with a library that has it), for clouds that are
+    empty, not finite, of differing dimension, dtype or device, and for weights that are negative or, with hard marginals, do not sum to one (`normalize=True` divides).
+    Warns `ConvergenceWarning` where `threshold` is not reached, or a second derivative's potentials or linear solve do not converge."""
     def __init__(self,
         loss="sinkhorn",   # the one supported
         p=2,               # the one supported: a squared Euclidean cost
@@ -467,7 +482,8 @@ SETTINGS = tuple(_DEFAULTS)
 
 # %% ../nbs/19_samples_loss.ipynb #7ee3e6b0
 def _forward(self, *args) -> Tensor: # scalar, or (B,); two potentials if `potentials`
-    "`loss(x, y)`, `loss(a, x, b, y)` or, with labels, `loss(labels_x, a, x, labels_y, b, y)`; clouds `(n, d)` or `(B, n, d)`."
+    """The loss of `(x, y)`, `(a, x, b, y)` or `(labels_x, a, x, labels_y, b, y)`: clouds `(n, d)`, `(m, d)` or `(B, n, d)`, `(B, m, d)`; weights `(n,)`, `(n, 1)` or batches of them, or None.
+    Labels, one for each point of a single cloud, change nothing. Errors are those of the class; `TypeError` for another number of arguments."""
     x, y, a, b = p = _spread(*map(_wide, problem_of(*args)))
     if self.normalize: a, b = (w if w is None else w/w.sum(-1, keepdim=True) for w in (a, b))
     if torch.compiler.is_compiling() and not self.potentials: return _loss_op(x, y, a, b, *self._settings())[0]
