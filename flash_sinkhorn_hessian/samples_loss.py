@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'SETTINGS', 'diameter_of', 'blur_schedule', 'shifted', 'Annealed', 'anneal', 'annealed_value', 'last_pull',
            'annealed_force', 'annealed_slope', 'polish', 'Schedule', 'schedule_levels', 'Estimate', 'own_inputs',
-           'SchedulePoint', 'Potentials', 'check_scope', 'problem_of', 'SamplesLoss']
+           'SchedulePoint', 'Pull', 'Potentials', 'check_scope', 'problem_of', 'SamplesLoss']
 
 # %% ../nbs/19_samples_loss.ipynb #aca6c58e
 import inspect
@@ -27,7 +27,7 @@ from .newton import *
 from .solve import *
 from .solve import _solve, _warn
 from .autograd import *
-from .autograd import _exact, _fresh, _joint, _spread
+from .autograd import _exact, _fresh, _is_batch, _joint, _merge, _part, _spread
 
 # %% ../nbs/19_samples_loss.ipynb #8b9a705c
 def diameter_of(
@@ -42,7 +42,7 @@ def blur_schedule(
     blur:float,     # length to end at
     scaling:float,  # factor from one length to the next, between 0 and 1
 ) -> list: # regularisations: the squared diameter twice, ..., the squared blur
-    "GeomLoss's schedule of regularisations, squares of lengths that fall from the diameter to the blur."
+    "GeomLoss's schedule of regularisations, squares of lengths that fall from the diameter to the blur (the annealing of Feydy 2020)."
     logs = np.arange(2*math.log(diameter), 2*math.log(blur), 2*math.log(scaling))
     return [diameter**2, *np.exp(logs).tolist(), blur**2]
 
@@ -73,7 +73,8 @@ def anneal(
     every:int=10,   # steps between two looks
     alternating:bool=False, # the plain alternating steps instead, from zero potentials, without a last update
 ) -> Annealed:
-    "GeomLoss's loop, streamed: symmetric steps down a schedule."
+    """GeomLoss's loop, streamed: symmetric steps down a schedule (Feydy et al. 2019; where one marginal is relaxed, with the constant of Séjourné, Vialard and Peyré 2022).
+    Costs one pass over the n x m scores for each update, memory O((n + m) d). Nothing is raised if it has not converged: `change` tells."""
     step, last = (alternate, False) if alternating else (self_step if p.symmetric else symmetric_step, last)
     both = lambda p, f, g: shifted(p, (h := update(p, f, g)), h if p.symmetric else update(p.T, g, f))
     p, f, g = p.at(levels[0]), torch.zeros_like(p.a), torch.zeros_like(p.b)
@@ -132,7 +133,7 @@ def polish(
     own=False,   # is it a cloud against itself?
     max_iter:int=5000, # pairs of passes, at most
 ) -> Solution:
-    "Solve to convergence from where the potentials are."
+    "Solve to convergence from where the potentials are, to the tolerance of `solve` for the dtype; a `ConvergenceWarning` with the marginal error if `max_iter` ends it."
     f, g, (x, y, o) = t.f, t.g, centre(i)
     if o is not None:
         f = f - 2*(x.double()*o).sum(-1) - o.square().sum((-1, -2))[..., None]
@@ -142,7 +143,8 @@ def polish(
 # %% ../nbs/19_samples_loss.ipynb #7a0c4131
 @dataclass(frozen=True)
 class Schedule:
-    "Cost, penalties, and how the iterations run."
+    """Cost, penalties, and how the iterations run. Lengths are in the unit of the points, `eps`, `eps_list` and `threshold` in the unit of the cost, a squared length.
+    Raises `ValueError` or `TypeError` naming the field that is out of range."""
     blur:float=.05            # length; the last regularisation is its square
     scaling:float=.5          # factor from one length to the next
     diameter:float|None=None  # length to start at; None: measured
@@ -160,12 +162,20 @@ class Schedule:
     backend:str="auto"        # where the arithmetic runs
     eps_list:tuple|None=None  # the regularisations themselves, instead of all the above
     alternating:bool=False    # alternating steps instead of symmetric ones
+    masses:bool=True          # relaxed: GeomLoss's terms of the total masses in the value; False: the value of `solve`
+    hvp_tol:float|None=None   # second derivatives: relative residual of the linear solve; None: as tight as the dtype allows
+    hvp_max_iter:int|None=None # second derivatives: steps of conjugate gradients at most, also where a factorisation would do
+
+    @property
+    def linear_solver(self) -> dict: # options of `hvp`
+        "How the linear system behind a second derivative is solved."
+        return {k: v for k, v in (("tol", self.hvp_tol), ("max_iter", self.hvp_max_iter), ("solver", self.hvp_max_iter and "cg")) if v is not None}
 
     def __post_init__(self):
-        for k in ("blur", "diameter", "eps", "threshold"):
+        for k in ("blur", "diameter", "eps", "threshold", "hvp_tol"):
             if getattr(self, k) is not None: check_positive(k, getattr(self, k))
         if not 0 < check_positive("scaling", self.scaling) < 1: raise ValueError(f"scaling must lie strictly between 0 and 1; got {self.scaling}")
-        for k in ("n_iters", "inner_iterations"):
+        for k in ("n_iters", "inner_iterations", "hvp_max_iter"):
             if getattr(self, k) is not None: check_count(k, getattr(self, k))
         if not self.use_epsilon_scaling and self.n_iters is None: raise ValueError("n_iters must be given if use_epsilon_scaling=False")
         for e in self.eps_list or (): check_positive("eps_list", e)
@@ -189,7 +199,8 @@ def schedule_levels(
 
 # %% ../nbs/19_samples_loss.ipynb #b06b944b
 class Estimate:
-    "A loss at the end of its schedule: value, potentials, gradient, products with its Hessian."
+    """A loss at the end of its schedule: value, potentials, gradient, products with its Hessian. Inputs are validated as by `solve`, with the same errors; results are in the unit
+    of the user's cost, gradients and products in float64."""
     def __init__(self,
         s:Schedule,
         x, y, a, b,  # as for `solve`
@@ -219,7 +230,11 @@ class Estimate:
 
     def _out(self, t): return (t*self.inputs.scale).to(torch.float64 if self.inputs.x.dtype == torch.float64 else torch.float32)
     @cached_property
-    def _value(self): return self._out(annealed_value(self.terms[0]) - sum(map(annealed_value, self.terms[1:]))/2)
+    def _value(self):
+        i, t = self.inputs, annealed_value(self.terms[0]) - sum(map(annealed_value, self.terms[1:]))/2
+        if i.balanced or self.s.masses: return self._out(t)
+        A, B = i.a.sum(-1), i.b.sum(-1)
+        return self._out(t - i.eps*((A - B)**2/2 if self.s.debias else (A + B)/2 - A*B))
 
 # %% ../nbs/19_samples_loss.ipynb #00b50fa4
 def own_inputs(
@@ -244,8 +259,12 @@ def _gradient(self,
         g = f(self.terms[0], k)
         if self.s.debias:
             t = self.terms[1 + k]
-            return g - (f(t, 0) if t.p.symmetric else (f(t, 0) + f(t, 1))/2)
-        return g - self.inputs.eps/2 if u in "ab" and not self.inputs.balanced else g
+            g = g - (f(t, 0) if t.p.symmetric else (f(t, 0) + f(t, 1))/2)
+        return g - self.inputs.eps*masses(u) if u in "ab" and not self.inputs.balanced else g
+    def masses(u):                                                        # derivative of their terms, over eps
+        mine, other = (t.sum(-1, keepdim=True) for t in ((self.inputs.a, self.inputs.b) if u == "a" else (self.inputs.b, self.inputs.a)))
+        if self.s.debias: return 0. if self.s.masses else mine - other
+        return .5 if self.s.masses else 1 - other
     return {u: one(u)*self.inputs.scale for u in out}
 
 @_add("potentials")
@@ -271,8 +290,8 @@ def _product(self,
     out:tuple, # names of the gradients to differentiate
 ) -> dict: # name -> product, float64; in a weight, both marginals hard: of mean zero
     "The Hessian of the value applied to k directions, at polished potentials."
-    res = _joint(self.polished, v, out, {})
-    if self.inputs.balanced: return res
+    res = _joint(self.polished, v, out, self.s.linear_solver)
+    if self.inputs.balanced or not self.s.masses: return res
     eps, total = self.inputs.eps*self.inputs.scale, {u: v[u].sum(-1, keepdim=True) for u in "ab" if u in v}
     for u in set(out) & {"a", "b"}:
         res[u] = res[u] - eps*total.get(SWAP[u], 0.)
@@ -287,23 +306,45 @@ class SchedulePoint(Point):
     @staticmethod
     def product(sol, v, out): return sol.product(v, out)
 
+class Pull(Function):
+    "The derivative of the two potentials in the points named by `out`, through the last update, for weights on the potentials."
+    @staticmethod
+    def forward(x, y, a, b, point, out, *w):
+        with _exact(x): sol = point.at(x, y, a, b)
+        pull = lambda t, k: (t.p if k == 0 else t.p.T).damping * last_pull(t, k)
+        def one(k):
+            g = pull(sol.terms[0], k)
+            if sol.s.debias: g = g - (pull(sol.terms[1 + k], 0) + pull(sol.terms[1 + k], 1))/2
+            return (w[k].double()[..., None]*g*sol.inputs.scale).to(x.dtype)
+        return tuple(one("xy".index(u)) for u in out)
+    @staticmethod
+    def setup_context(ctx, inputs, output): pass
+    @staticmethod
+    def backward(ctx, *_): raise NotImplementedError("potentials can be differentiated once: take a second derivative of the loss instead, without potentials=True")
+    @staticmethod
+    def vmap(info, dims, *args):
+        p, (point, out), w = args[:4], args[4:6], args[6:]
+        if all(d is None for d in dims[:4]): return Pull.apply(*p, point, out, *_merge(info, False, w, dims[6:])), (0,)*len(out)   # one problem, many weights
+        batched = _is_batch(p[0], dims[0])
+        g = Pull.apply(*_merge(info, batched, p, dims), point, out, *_merge(info, batched, w, dims[6:]))
+        return tuple(_part(info, batched, t) for t in g), (0,)*len(out)
+
 class Potentials(Function):
     "The two potentials, differentiable once in x and y, through the last update."
     @staticmethod
-    def forward(ctx, x, y, a, b, point):
-        with _exact(x): ctx.sol = point.at(x, y, a, b)
-        ctx.dtype = x.dtype
-        return ctx.sol.potentials()
+    def forward(x, y, a, b, point):
+        with _exact(x): return point.at(x, y, a, b).potentials()
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx, inputs, output): *p, ctx.point = inputs; ctx.save_for_backward(*p)
+    @staticmethod
     def backward(ctx, *w):
-        sol = ctx.sol
-        def one(k, w):
-            pull = lambda t, k: (t.p if k == 0 else t.p.T).damping * last_pull(t, k)
-            g = pull(sol.terms[0], k)
-            if sol.s.debias: g = g - (pull(sol.terms[1 + k], 0) + pull(sol.terms[1 + k], 1))/2
-            return (w.double()[..., None]*g*sol.inputs.scale).to(ctx.dtype)
-        return *(one(k, w[k]) if ctx.needs_input_grad[k] else None for k in (0, 1)), None, None, None
+        out = tuple(u for u, need in zip("xy", ctx.needs_input_grad) if need)
+        g = dict(zip(out, Pull.apply(*ctx.saved_tensors, ctx.point, out, *w))) if out else {}
+        return g.get("x"), g.get("y"), None, None, None
+    @staticmethod
+    def vmap(info, dims, *args):
+        batched = _is_batch(args[0], dims[0])
+        return tuple(_part(info, batched, t) for t in Potentials.apply(*_merge(info, batched, args[:4], dims), args[4])), (0, 0)
 
 # %% ../nbs/19_samples_loss.ipynb #dac240d4
 def _schema(kind): # a field of `Schedule` in the language of torch.library
@@ -378,7 +419,19 @@ def problem_of(
 
 # %% ../nbs/19_samples_loss.ipynb #6e30b879
 class SamplesLoss(torch.nn.Module):
-    "Sinkhorn divergence between weighted clouds, with the call and the numbers of `geomloss.SamplesLoss`, differentiable twice."
+    """Sinkhorn divergence between weighted clouds, with the call and the numbers of `geomloss.SamplesLoss` 0.3.1, differentiable twice.
+
+    Call it as `loss(x, y)`, `loss(a, x, b, y)` or `loss(labels_x, a, x, labels_y, b, y)`. Clouds `x`, `y` are `(n, d)`, `(m, d)`, or `(B, n, d)`, `(B, m, d)` for B problems
+    with one schedule; weights `a`, `b` are `(n,)`, `(m,)`, with B in front or a last axis of one, uniform if left out. `blur`, `reach` and `diameter` are lengths, in the unit of the
+    points; `eps` and the value are in the unit of the cost, a squared length. The value is a scalar, or `(B,)`, in the dtype of the clouds (float32 for half precision).
+    With `potentials=True` two tensors of the shape of the weights come back, in the unit of the cost, differentiable once in the points.
+
+    The first derivative is GeomLoss's: that of the last update (Feydy et al. 2019; relaxed marginals: Séjourné et al. 2019). A second derivative is that of converged transport: the
+    potentials are polished first, at one linear solve. A third raises `NotImplementedError`. Inside `torch.compile` it is two operators, without double backward.
+
+    Raises `ValueError` or `TypeError`, naming the argument, for a setting out of range or out of scope (`loss`, `p`, `cost`, `kernel`: with a library that has it), for clouds that are
+    empty, not finite, of differing dimension, dtype or device, and for weights that are negative or, with hard marginals, do not sum to one (`normalize=True` divides).
+    Warns `ConvergenceWarning` where `threshold` is not reached, or a second derivative's potentials or linear solve do not converge."""
     def __init__(self,
         loss="sinkhorn",   # the one supported
         p=2,               # the one supported: a squared Euclidean cost
@@ -402,6 +455,8 @@ class SamplesLoss(torch.nn.Module):
         normalize=False,   # divide weights by their total
         eps_list=None,     # the regularisations themselves
         alternating=False, # alternating steps instead of symmetric ones
+        masses=True,       # relaxed: GeomLoss's terms of the total masses in the value; False: the value of `solve`
+        hvp_tol=None, hvp_max_iter=None, # second derivatives: relative residual and steps of the linear solve, see `Schedule`
     ):
         super().__init__()
         check_scope(loss, p, cost, kernel)
@@ -409,7 +464,8 @@ class SamplesLoss(torch.nn.Module):
             loss=loss, p=p, blur=blur, reach=reach, diameter=diameter, scaling=scaling, truncate=truncate, cost=cost, kernel=kernel, cluster_scale=cluster_scale,
             debias=debias, potentials=potentials, verbose=verbose, backend=backend, half_cost=half_cost, reach_x=reach_x, reach_y=reach_y, eps=eps,
             n_iters=n_iters, use_epsilon_scaling=use_epsilon_scaling, last_extrapolation=last_extrapolation, threshold=threshold,
-            inner_iterations=inner_iterations, normalize=normalize, eps_list=eps_list, alternating=alternating)
+            inner_iterations=inner_iterations, normalize=normalize, eps_list=eps_list, alternating=alternating,
+            masses=masses, hvp_tol=hvp_tol, hvp_max_iter=hvp_max_iter)
         for k in SETTINGS: setattr(self, k, given[k])
         self.schedule()                                       # a wrong setting is an error now
 
@@ -426,7 +482,8 @@ SETTINGS = tuple(_DEFAULTS)
 
 # %% ../nbs/19_samples_loss.ipynb #7ee3e6b0
 def _forward(self, *args) -> Tensor: # scalar, or (B,); two potentials if `potentials`
-    "`loss(x, y)`, `loss(a, x, b, y)` or, with labels, `loss(labels_x, a, x, labels_y, b, y)`; clouds `(n, d)` or `(B, n, d)`."
+    """The loss of `(x, y)`, `(a, x, b, y)` or `(labels_x, a, x, labels_y, b, y)`: clouds `(n, d)`, `(m, d)` or `(B, n, d)`, `(B, m, d)`; weights `(n,)`, `(n, 1)` or batches of them, or None.
+    Labels, one for each point of a single cloud, change nothing. Errors are those of the class; `TypeError` for another number of arguments."""
     x, y, a, b = p = _spread(*map(_wide, problem_of(*args)))
     if self.normalize: a, b = (w if w is None else w/w.sum(-1, keepdim=True) for w in (a, b))
     if torch.compiler.is_compiling() and not self.potentials: return _loss_op(x, y, a, b, *self._settings())[0]
@@ -439,6 +496,7 @@ def _forward(self, *args) -> Tensor: # scalar, or (B,); two potentials if `poten
         out = tuple(map(shaped, Potentials.apply(x, y, a, b, point), weights))
     if self.verbose: print(f"{self}: {point.sol.backend}, {len(point.sol.levels)} levels down to {point.sol.levels[-1]*point.sol.inputs.scale:.3g}")
     return out
+_forward.__name__, _forward.__qualname__ = "forward", "SamplesLoss.forward"
 SamplesLoss.forward = _forward
 
 def _wide(t): # under autocast a loss is taken in float32, as PyTorch's are

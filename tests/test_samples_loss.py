@@ -4,6 +4,7 @@ import copy, gc, itertools, os, pickle, subprocess, sys, warnings, weakref
 import geomloss
 import pytest
 import torch
+import torch.utils.checkpoint
 from geomloss._legacy.sinkhorn_divergence import epsilon_schedule
 from torch.autograd import grad, gradcheck, gradgradcheck
 from torch.func import grad as fgrad, hessian, vmap
@@ -164,6 +165,41 @@ def test_functional_transforms():
     assert torch.allclose(vmap(fgrad(f))(X), torch.stack([fgrad(f)(z) for z in X]), atol=1e-12)
     H = torch.stack([divergence(z, y, a, b, eps=.09, half_cost=True).hessian() for z in X])
     assert torch.allclose(vmap(hessian(f))(X), H, atol=1e-9)
+
+def test_potentials_under_transforms():
+    P = random_problem(10, 12, 2); x, y, a, b = P.values()
+    L = SamplesLoss(blur=.3, diameter=2., potentials=True)
+    X, w = torch.stack([x, x + .1, 2*x]), torch.randn(10, dtype=torch.float64)
+    for got, want in zip(vmap(lambda z: L(a, z, b, y))(X), zip(*(L(a, z, b, y) for z in X))): assert torch.allclose(got, torch.stack(want), atol=1e-12)
+    z = x.clone().requires_grad_(); f = lambda z: (L(a, z, b, y)[0]*w).sum()
+    assert torch.equal(fgrad(f)(x), grad(f(z), z)[0])
+    assert torch.allclose(vmap(fgrad(f))(X)[1], fgrad(f)(X[1]), atol=1e-12)
+    J = torch.func.jacrev(lambda z: L(a, z, b, y)[1])(x); assert J.shape == (12, 10, 2)
+
+class Losses(torch.utils.data.Dataset):
+    "Values and gradients, computed where the data are loaded."
+    def __init__(self): self.L, self.x = SamplesLoss(blur=.1, backend="streaming"), torch.randn(3, 600, 3, generator=torch.Generator().manual_seed(0))
+    def __len__(self): return 3
+    def __getitem__(self, k): x = self.x[k].clone().requires_grad_(); v = self.L(x, self.x[0] + 1); return torch.stack([v.detach(), grad(v, x)[0].norm()])
+
+def test_in_the_workers_of_a_data_loader():
+    data = Losses(); want = torch.stack([data[k] for k in range(3)])          # here first: the workers must not wait for these threads
+    assert torch.equal(torch.cat(list(torch.utils.data.DataLoader(data, 2, num_workers=2, multiprocessing_context="fork", timeout=60))), want)
+
+def test_manners_of_a_call():
+    P = random_problem(20, 30, 3); x, y, a, b = P.values(); L = SamplesLoss()
+    for args, error, word in (((x,), TypeError, "got 1 arg"), ((a, x, y), TypeError, "got 3 arg"), ((x[:0], y), ValueError, "x must hold"), ((x, y[:, :2]), ValueError, "dimension"),
+                              ((-a, x, b, y), ValueError, "a must be non-negative"), ((a, x.float(), b, y.float()), TypeError, "a must have the dtype"), ((x[None], y), ValueError, "batch"),
+                              ((torch.arange(3), a, x, None, b, y), ValueError, "labels_x"), ((x*float("nan"), y), ValueError, "x must be finite"), ((x.numpy(), y), TypeError, "x must be a torch.Tensor")):
+        with pytest.raises(error, match=word): L(*args)
+    with pytest.raises(TypeError, match="forward"): L(x=x, y=y)
+    for u, v in ((x.mT.contiguous().mT, y), (torch.cat([x, x], 1)[:, :3], y.flip(0).flip(0))): assert torch.allclose(L(u, v), L(x, y), atol=1e-15)
+    for u, v in ((x[:1].expand(20, 3), y), (x[:, :1], y[:, :1]), (x[:1], y[:1])): assert abs(L(u, v) - geomloss.SamplesLoss()(u, v)) < 1e-13
+    assert abs(L(x, x)) < 1e-15
+    with torch.inference_mode(): assert L(x, y) == L(x, y)
+    z = x.clone().requires_grad_(); v = torch.utils.checkpoint.checkpoint(lambda t: L(t, y), z, use_reentrant=False)
+    assert torch.equal(grad(v, z)[0], fgrad(lambda t: L(t, y))(x))
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), L); assert list(net.state_dict()) == ["0.weight", "0.bias"] and not list(L.parameters())
 
 @pytest.mark.parametrize("kw", (dict(), dict(reach=.5, debias=False), dict(backend="streaming")))
 def test_compiles_without_a_graph_break(kw):
