@@ -32,13 +32,14 @@ def _warn_residual(residual, tol): # called from compiled code
 def _tell(bad, fn, *args): # call back only if something is wrong: a call costs more than a small solve
     lax.cond(bad, lambda *t: jax.debug.callback(fn, *t), lambda *_: None, *args)
 
-def schur_solve(o:Options, p:Problem, s:Scaled, rhs, ridge=0., max_iter:int=1000): # right-hand side (m,); ridge a number or (m,)
+def schur_solve(o:Options, p:Problem, s:Scaled, rhs, ridge=0., max_iter:int=1000, N=None): # right-hand side (m,); ridge a number or (m,); N as a matrix (n, m), if there is one
     "(m,) solution of `(I - N^T N + ridge) t = rhs`, the null direction projected out of both."
     fixed = project(o, s.root_y, rhs)
-    matvec = lambda t: (1 + ridge)*t - gram(o, p, s.u, s.v, t)
+    matvec = lambda t: (1 + ridge)*t - (gram(o, p, s.u, s.v, t) if N is None else (N @ t) @ N)
     if is_small(o, *map(len, p[:2])) and jnp.ndim(ridge) == 0 and max_iter >= 1000:
-        factor = schur_factor(o, *lax.stop_gradient((p, s)), ridge)
-        solve = lambda _, r: project(o, s.root_y, jax.scipy.linalg.cho_solve(factor, r))
+        q, z, M = lax.stop_gradient((p, s, N))
+        S = schur_matrix(o, jnp.exp(scores(q, z.u, z.v)) if M is None else M, z.root_y, ridge)
+        solve = lambda _, r: cholesky_solve(S, r)
     else:
         tol = 1e-12 if rhs.dtype == jnp.float64 else 1e-6
         def solve(matvec, r):
@@ -55,28 +56,30 @@ def response(
 ) -> tuple: # df (n,), dg (m,)
     "How the potentials move. Linear in `w, wT`; points without weight are carried along."
     s, al, be = scaled(o, p, f, g, dens_x, dens_y), 1 + p.eps/o.rho_x, 1 + p.eps/o.rho_y
-    N = lambda t: apply(o, p, s.u, s.v, t[:, None])[:, 0]
-    NT = lambda t: apply(o.T, p.T, s.v, s.u, t[:, None])[:, 0]
-    mean_y = lambda t: apply(o, p, f/p.eps, g/p.eps, (p.b*t)[:, None])[:, 0]/dens_x       # a row's mean of t
-    mean_x = lambda t: apply(o.T, p.T, g/p.eps, f/p.eps, (p.a*t)[:, None])[:, 0]/dens_y
+    K, times, times_t = products(o, p, f/p.eps, g/p.eps)
+    sx, sy = jnp.sqrt(p.a/(dens_x*al)), jnp.sqrt(p.b/(dens_y*be))                         # N is K between them
+    N, NT = (lambda t: sx*times(sy*t)), (lambda t: sy*times_t(sx*t))
+    mean_y, mean_x = (lambda t: times(p.b*t)/dens_x), (lambda t: times_t(p.a*t)/dens_y)   # a row's mean of t
+    M = None if K is None else sx[:, None]*K*sy
     over = lambda t, root: jnp.where(root > 0, t/jnp.where(root > 0, root, 1.), 0.)
     ws, zs = s.root_x*w/al, s.root_y*wT/be
-    if len(p.x) >= len(p.y): dg = over(schur_solve(o, p, s, zs - NT(ws), ridge, max_iter), s.root_y)
-    else: dg = (wT - mean_x(over(schur_solve(o.T, p.T, s.T, ws - N(zs), ridge, max_iter), s.root_x)))/be
+    if len(p.x) >= len(p.y): dg = over(schur_solve(o, p, s, zs - NT(ws), ridge, max_iter, M), s.root_y)
+    else: dg = (wT - mean_x(over(schur_solve(o.T, p.T, s.T, ws - N(zs), ridge, max_iter, None if K is None else M.T), s.root_x)))/be
     df = (w - mean_y(dg))/al
     return df, (wT - mean_x(df))/be
 
 # %% ../nbs/24_jax.ipynb #2c9cbaf0
-def _warn_cost(out, err, tol): # called from compiled code, with numpy arrays
+def _warn_cost(err, tol): # called from compiled code, with numpy arrays
     if not np.all(err <= tol):
         warnings.warn(f"the solve stopped at marginal_error {np.max(err):.2g}, tol {np.min(tol):.2g}: raise max_iter, eps or tol, or use float64", ConvergenceWarning)
-    return jax.tree.map(np.asarray, out)
+    return np.ones_like(err)
 
 def report(out, tol): # (potentials ..., Info), marginal error wanted
     "The same, but whoever uses it is warned if the error is above tol."
-    shapes = jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype), out)
-    tell = lambda out: jax.pure_callback(_warn_cost, shapes, out, out[-1].marginal_error, jnp.asarray(tol, out[0].dtype), vmap_method="sequential")
-    return lax.cond(out[-1].marginal_error <= tol, lambda out: out, tell, out)
+    err = out[-1].marginal_error
+    tell = lambda err: jax.pure_callback(_warn_cost, jax.ShapeDtypeStruct(err.shape, err.dtype), err, jnp.asarray(tol, err.dtype), vmap_method="sequential")
+    one = lax.cond(err <= tol, jnp.ones_like, tell, err)             # every number depends on it
+    return *(t*one for t in out[:-1]), out[-1]._replace(value=out[-1].value*one)
 
 # %% ../nbs/24_jax.ipynb #5b176665
 def push(fn, p, dp): # function of a problem, problem, its tangent (symbolic zeros where nothing moves)
@@ -111,7 +114,7 @@ def grad_points(o:Options, p:Problem, f, g):
 
 def grad_weights(o:Options, p:Problem, f):
     "(n,) partial derivative in the first weights at the optimum, where the density is the target"
-    return conjugate(f, o.rho_x) - p.eps*(jnp.exp(-f/o.rho_x) - p.b.sum())
+    return conjugate(f, o.rho_x) - p.eps*(target(f, o.rho_x) - p.b.sum())
 
 def grad_eps(o:Options, p:Problem, f, g):
     "Partial derivative in the regularisation"
@@ -154,16 +157,17 @@ def _self_rule(o, primals, tangents):
     mine = lambda p: apply(o, twin(p), f/p.eps, f/p.eps, p.a[:, None])[:, 0]
     dens, moved = push(mine, p, tangents[0])
     if moved is None: return out, _at_rest(out)
-    s, w, al = scaled(o, p, f, f, dens, dens), -p.eps*moved/dens, 1 + p.eps/o.rho_x
-    N = lambda t: apply(o, p, s.u, s.v, t[:, None])[:, 0]
+    w, al = -p.eps*moved/dens, 1 + p.eps/o.rho_x
+    root, over = jnp.sqrt(p.a*dens*al), jnp.sqrt(p.a/(dens*al))
+    K, times, _ = products(o, p, f/p.eps, f/p.eps)
+    N = lambda t: over*times(over*t)
     if is_small(o, *map(len, p[:2])):
-        fixed = lax.stop_gradient((p, s))
-        factor = jax.scipy.linalg.cho_factor(jnp.eye(len(w), dtype=w.dtype) + jnp.exp(scores(fixed[0], fixed[1].u, fixed[1].v)))
-        solve = lambda _, r: jax.scipy.linalg.cho_solve(factor, r)
+        S = lax.stop_gradient(jnp.eye(len(w), dtype=w.dtype) + over[:, None]*K*over)
+        solve = lambda _, r: cholesky_solve(S, r)
     else: solve = lambda matvec, r: cg(matvec, r, 1e-12 if w.dtype == jnp.float64 else 1e-6)[0]
-    t = lax.custom_linear_solve(lambda t: t + N(t), s.root_x*w/al, solve, solve, symmetric=True)
-    df = jnp.where(p.a > 0, t/jnp.where(p.a > 0, s.root_x, 1.), 0.)
-    return out, ((w - apply(o, p, f/p.eps, f/p.eps, (p.a*df)[:, None])[:, 0]/dens)/al, _at_rest(info))
+    t = lax.custom_linear_solve(lambda t: t + N(t), root*w/al, solve, solve, symmetric=True)
+    df = jnp.where(p.a > 0, t/jnp.where(p.a > 0, root, 1.), 0.)
+    return out, ((w - times(p.a*df)/dens)/al, _at_rest(info))
 
 # %% ../nbs/24_jax.ipynb #fb1d7986
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
