@@ -8,7 +8,7 @@ import argparse, html, re, shutil, subprocess, tempfile
 from base64 import b64decode
 from pathlib import Path
 
-import pypandoc
+import pypandoc, yaml
 
 from pages import ROOT, copy_tree, process, read
 
@@ -18,7 +18,7 @@ LAYOUT = '''
 body { margin: 0; padding-top: 56px } .navbar { position: fixed; top: 0; left: 0; right: 0; z-index: 10; height: 56px }
 #content { display: grid; grid-template-columns: minmax(0, 1fr); padding: 0 1rem } main { min-width: 0; max-width: 800px; width: 100%; margin: 1em auto } #content > nav { display: none }
 @media (min-width: 992px) { #content { grid-template-columns: 250px minmax(0, 800px) 250px; gap: 2rem; justify-content: center }
-  #content > nav { display: block; position: sticky; top: 56px; height: calc(100vh - 56px); overflow: auto; font-size: .875rem; padding-top: 1.2em } #content > nav a { display: block; color: inherit; text-decoration: none } }
+  #content > nav { display: block; position: sticky; top: 56px; height: calc(100vh - 56px); overflow: auto; font-size: .875rem; padding-top: 1.2em } #content > nav b { display: block; margin: .8em 0 .2em } #content > nav a { display: block; color: inherit; text-decoration: none } }
 h2 { margin-top: 2rem; border-bottom: 1px solid var(--bs-border-color); padding-bottom: .5rem } figure { margin: 0 } pre { margin: 0 }
 div.sourceCode { background: rgba(128, 136, 144, .12); margin: 1em 0; overflow: auto } pre.sourceCode { padding: .4em; font-size: .875em } pre > code.sourceCode { white-space: pre-wrap }
 :is(p, li, td) > code { background: rgba(128, 136, 144, .12); padding: .125rem .25rem; font-size: .875em } .cell-output-display { overflow-x: auto }
@@ -38,7 +38,7 @@ def theme(name, modules, out):
     "Compile one theme, without fonts from other servers."
     scss = out/f'{name}.scss'
     parts = [f'bootswatch/dist/{name}/variables', 'bootstrap/scss/bootstrap', f'bootswatch/dist/{name}/bootswatch']
-    scss.write_text('$web-font-path: false;\n' + ''.join(f'@import "{o}";\n' for o in parts))
+    scss.write_text((ROOT/'nbs'/'no-remote-fonts.scss').read_text(encoding='utf-8') + ''.join(f'@import "{o}";\n' for o in parts))
     subprocess.run([modules/'.bin'/'sass', '--quiet', '--no-source-map', '-I', modules, scss, out/f'{name}.css'], check=True)
 
 def cell_text(i, cell, alts, figures, stem):
@@ -68,7 +68,7 @@ def page(path, built, out, menu, css):
         toc, _, body = pandoc(text, '--toc', f'--template={tmp}/t.html').partition('<!--SPLIT-->')
     (out/rel/'figures').mkdir(parents=True, exist_ok=True)
     for name, data in figures.items(): (out/rel/name).write_bytes(data)
-    title, links = front.get('title', stem), ''.join(f'<a href="{up}{o}">{html.escape(t)}</a>' for t, o in menu)
+    title, links = front.get('title', stem), ''.join(f'<a href="{up}{o}">{html.escape(t)}</a>' if o else f'<b>{html.escape(t)}</b>' for t, o in menu)
     for mode, (name, _) in THEMES.items():
         (out/rel/f'{stem}{"" if mode == "light" else ".dark"}.html').write_text(f'''<!DOCTYPE html>
 <html data-bs-theme="{mode}" lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
@@ -85,8 +85,11 @@ def main(root, modules, out):
     with tempfile.TemporaryDirectory() as tmp:
         built = process(copy_tree(root, tmp))
         paths = sorted(built.rglob('*.ipynb'))
-        heads = [read(p)[0] for p in paths]
-        menu = [(f.get('title', p.stem), (p.parent.relative_to(built)/f.get('output-file', p.stem + '.html')).as_posix()) for p, f in zip(paths, heads)]
+        heads = {p.relative_to(built).as_posix(): read(p)[0] for p in paths}
+        known = {o: (f.get('title', o), (Path(o).parent/f.get('output-file', Path(o).stem + '.html')).as_posix()) for o, f in heads.items()}
+        menu = []
+        for o in yaml.safe_load((built/'sidebar.yml').read_text(encoding='utf-8'))['website']['sidebar']['contents']:
+            menu += [known[o]] if isinstance(o, str) else [(o['section'], None), *(known[c] for c in o['contents'])]
         for p in paths: page(p, built, out, menu, css)
         for name in ('images', 'fonts', 'styles.css'):
             (shutil.copytree if (built/name).is_dir() else shutil.copyfile)(built/name, out/name, **({'dirs_exist_ok': True} if (built/name).is_dir() else {}))

@@ -3,7 +3,7 @@
 `sync.py` writes them in place. `sync.py --check` writes them into a copy of the tree, compares, prints the
 difference and fails if there is one; the tree is left alone and git is not asked. `--clean` cleans notebooks in place.
 """
-import argparse, difflib, os, shutil, subprocess, sys, tempfile
+import argparse, difflib, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,8 +18,27 @@ from nbdev.quarto import refresh_quarto_yml, nbdev_sidebar
 nbdev_export.__wrapped__(procs=None)
 refresh_quarto_yml()
 nbdev_sidebar.__wrapped__(path=None)
+import sys; sys.path.insert(0, '.ci')
+from sync import arrange; arrange('.')
 """
 CLEAN = 'from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__()'
+
+# The sidebar's sections, and the number of the first notebook of each.
+SECTIONS = {0: 'From a cost to its Hessian', 8: 'Large problems', 12: 'Kernels for a GPU', 17: 'In PyTorch', 23: 'In JAX', 27: 'Benchmarks'}
+
+def arrange(root):
+    "Sort the flat list of pages in sidebar.yml, as nbdev writes it, into sections: front page, reference, tutorials, then the notebooks."
+    path = Path(root)/'nbs'/'sidebar.yml'
+    lines = path.read_text(encoding='utf-8').splitlines()
+    pages = [o.strip()[2:] for o in lines if o.startswith('      - ') and o.endswith('.ipynb')]
+    tutorials = [o.strip()[2:] for o in lines if o.startswith('          - ')]
+    numbered = {o: int(m[1]) for o in pages if (m := re.match(r'(\d+)_', o))}
+    groups = {title: [o for o, k in numbered.items() if start <= k < end]
+              for (start, title), end in zip(SECTIONS.items(), [*list(SECTIONS)[1:], 1000])}
+    section = lambda title, files: [f'      - section: "{title}"', '        contents:', *(f'          - {o}' for o in files)] if files else []
+    out = [f'      - {o}' for o in pages if o not in numbered] + section('Tutorials', tutorials)
+    for title, files in groups.items(): out += section(title, files)
+    path.write_text('\n'.join(['website:', '  sidebar:', '    contents:', *out, '']), encoding='utf-8')
 
 def nbdev(code, root):
     "Run `code` by the python that runs this script, from the tree at `root` and with that tree's package first."

@@ -205,7 +205,13 @@ def ot_cost(
     x, y, a=None, b=None, *, eps, reach=None, reach_x=None, reach_y=None, half_cost=False, # as for `solve`
     tol=None, max_iter=5000, backend="auto",
 ) -> Tensor: # scalar, or (B,)
-    "Entropic transport cost as a function of tensors: `solve(...).value`, for `torch.func` and for losses."
+    """Entropic transport cost as a function of tensors: `solve(...).value`, for `torch.func` and for losses.
+
+    Shapes: x (n, d), y (m, d), a (n,), b (m,) give a scalar; with B in front, (B,). In units of the cost.
+
+    Errors: those of `solve`; `NotImplementedError` for a third derivative. Source: nbs/18_autograd. Derivatives in the weights are
+    those of the cost at a/sum(a) if both marginals are hard.
+    """
     return _function(solve, x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost,
                      tol=tol, max_iter=max_iter, backend=backend)
 
@@ -213,7 +219,13 @@ def sinkhorn_divergence(
     x, y, a=None, b=None, *, eps, reach=None, reach_x=None, reach_y=None, half_cost=False, # as for `solve`
     tol=None, max_iter=5000, backend="auto",
 ) -> Tensor: # scalar, or (B,)
-    "Debiased divergence as a function of tensors: `divergence(...).value`, for `torch.func` and for losses."
+    """Debiased divergence as a function of tensors: `divergence(...).value`, for `torch.func` and for losses.
+
+    Shapes: x (n, d), y (m, d), a (n,), b (m,) give a scalar; with B in front, (B,). In units of the cost.
+
+    Errors: those of `solve`; `NotImplementedError` for a third derivative. Source: nbs/10_solve for the value, nbs/18_autograd
+    for the rules.
+    """
     return _function(divergence, x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost,
                      tol=tol, max_iter=max_iter, backend=backend)
 
@@ -243,22 +255,24 @@ def resumed(
     own = replace(i, y=i.x, b=i.a), replace(i, x=i.y, a=i.b)
     return Divergence(term(i, *sol_state[:2], Solution), *(term(j, *sol_state[2*k:2*k + 2], SelfTerm) for k, j in enumerate(own, 1)))
 
+def _fresh(t, dtype=None): return t.new_empty(t.shape, dtype=dtype or t.dtype).copy_(t)   # a copy, laid out as the compiler is told below
+
 def _terms(sol): return (sol.xy, sol.xx, sol.yy) if isinstance(sol, Divergence) else (sol,)
 
 # %% ../nbs/18_autograd.ipynb #d119161f
 @torch.library.custom_op("flash_sinkhorn_hessian::cost", mutates_args=(), schema=f"({_CALL}, {_SETTINGS}) -> Tensor[]")
 def _cost_op(x, y, a, b, *settings):
     sol = _solved(x, y, a, b, *settings)
-    return [sol._value.clone(), *(t.clone() for s in _terms(sol) for t in (s._f, s._g))]
+    return [_fresh(sol._value), *(_fresh(t) for s in _terms(sol) for t in (s._f, s._g))]
 
 @torch.library.custom_op("flash_sinkhorn_hessian::cost_gradient", mutates_args=(), schema=f"({_CALL}, Tensor[] state, str out, {_SETTINGS}) -> Tensor[]")
 def _cost_gradient_op(x, y, a, b, state, out, *settings):
     p = dict(zip(NAMES, (x, y, a, b)))
     with _exact(x): g = joint_gradient(resumed(state, x, y, a, b, *settings), tuple(out), p)
-    return [g[u].to(p[u].dtype, copy=True) for u in out]
+    return [_fresh(g[u], p[u].dtype) for u in out]
 
 @torch.library.custom_op("flash_sinkhorn_hessian::cost_product", mutates_args=(), schema=f"({_CALL}, Tensor v, str u, str w, {_SETTINGS}) -> Tensor")
-def _cost_product_op(x, y, a, b, v, u, w, *settings): return _solved(x, y, a, b, *settings).hvp(v, (u, w)).to(x.dtype, copy=True)
+def _cost_product_op(x, y, a, b, v, u, w, *settings): return _fresh(_solved(x, y, a, b, *settings).hvp(v, (u, w)), x.dtype)
 
 # %% ../nbs/18_autograd.ipynb #cb4576c7
 @_cost_op.register_fake
@@ -269,7 +283,7 @@ def _(x, y, a, b, debias, *settings):
     return [new(dtype=x.dtype if x.dtype == torch.float64 else torch.float32), *map(new, sizes)]
 
 @_cost_gradient_op.register_fake
-def _(x, y, a, b, state, out, *settings): return [torch.empty_like(t) for u, t in zip(NAMES, (x, y, a, b)) if u in out]
+def _(x, y, a, b, state, out, *settings): return [t.new_empty(t.shape) for u, t in zip(NAMES, (x, y, a, b)) if u in out]
 
 @_cost_product_op.register_fake
 def _(x, y, a, b, v, u, w, *settings):
@@ -299,12 +313,22 @@ def ot_hvp(
     v, x, y, a=None, b=None, *, eps, wrt="x", # direction, in the shape of `wrt` (its second entry if a pair), or a stack of them
     reach=None, reach_x=None, reach_y=None, half_cost=False, tol=None, max_iter=5000, backend="auto", # as for `solve`
 ) -> Tensor: # in the shape of `wrt` (its first entry)
-    "Hessian of the transport cost times v, as a function of tensors: `solve(...).hvp(v, wrt)`, also in compiled code."
+    """Hessian of the transport cost times v, as a function of tensors: `solve(...).hvp(v, wrt)`, also in compiled code.
+
+    Shapes: v (n, d), or a stack (k, n, d), for `wrt="x"`, and so the result; see `Solution.hvp` for other blocks.
+
+    Errors: those of `solve` and of `Solution.hvp`. Source: nbs/06_hvp.
+    """
     return _product_function(v, x, y, a, b, wrt, False, eps, reach, reach_x, reach_y, half_cost, tol, max_iter, backend)
 
 def sinkhorn_divergence_hvp(
     v, x, y, a=None, b=None, *, eps, wrt="x", # as for `ot_hvp`
     reach=None, reach_x=None, reach_y=None, half_cost=False, tol=None, max_iter=5000, backend="auto",
 ) -> Tensor: # in the shape of `wrt` (its first entry)
-    "Hessian of the divergence times v, as a function of tensors: `divergence(...).hvp(v, wrt)`, also in compiled code."
+    """Hessian of the divergence times v, as a function of tensors: `divergence(...).hvp(v, wrt)`, also in compiled code.
+
+    Shapes: v (n, d), or a stack (k, n, d), for `wrt="x"`, and so the result; see `Solution.hvp` for other blocks.
+
+    Errors: those of `divergence` and of `Solution.hvp`. Source: nbs/06_hvp; the self terms, nbs/10_solve.
+    """
     return _product_function(v, x, y, a, b, wrt, True, eps, reach, reach_x, reach_y, half_cost, tol, max_iter, backend)

@@ -40,6 +40,8 @@ class Peer:
     def sync(self, out=None):
         "Wait until `out` is there."
         if torch.cuda.is_available(): torch.cuda.synchronize()
+    def put(self, v): "A direction as the library wants it."; return v
+    remembers = False # does a product at a point profit from the ones before it?
     def peak(self): "Peak bytes on the GPU so far, if PyTorch does not know them."
     def potentials(self, out, x, y, eps): return tuple(t.double() for t in out[:2])
     def capture(self, task): "Can a task's work be recorded in a CUDA graph from outside?"; return task in ("half-step", "iteration", "symmetric", "product")
@@ -57,7 +59,7 @@ TASKS_OF_A_PEER = dict(
     symmetric="(x, y, eps, f, g): both potentials updated from the pair (f, g); returns potentials",
     product="(x, y, eps, f, g, V): the plan of (f, g) times the columns V",
     gradient="(x, y, eps, k, fresh): value and gradient in x after k iterations; fresh: set-up counted",
-    hvp="(x, y, eps, sol, v): Hessian in x times v (or a stack of v) at the potentials of `sol`; returns product and CG steps",
+    hvp="(x, y, eps, sol, v): Hessian in x at the potentials of `sol`; a function of a direction (or a stack) like v that returns product and CG steps",
     hessian="(x, y, eps): the dense Hessian in x, solve included",
     reach="(x, y, eps, effort, v): a whole solve at this effort; returns potentials, or the Hessian times v if there is one",
 )
@@ -72,7 +74,7 @@ Peer.efforts = lambda self, quantity, target: _missing("solve to a given error")
 # %% ../nbs/28_bench_peers.ipynb #bfab177f
 class Ours(Peer):
     "This package, by the backend that `auto` chooses."
-    name, packages = "ours", ("torch", "numpy")
+    name, packages, remembers = "ours", ("torch", "numpy"), True
     def problem(self, x, y, eps, rough=True): # a `Problem` with uniform weights; rough: in the arithmetic that `solve` begins with
         if x.is_cuda or x.shape[-1] > StreamingGeometry.DIRECT: c = y.mean(-2, keepdim=True); x, y = x - c, y - c     # differences need no centre
         geom = StreamingGeometry(x, y, eps) if rough and not x.is_cuda else make_geometry(choose_backend("auto", x, y), x, y, eps, reference=False)
@@ -119,9 +121,7 @@ def _gradient(self, x, y, eps, k, fresh=False):
 @_ours
 def _hvp(self, x, y, eps, sol, v):
     tol = None if x.dtype == torch.float64 else 1e-6
-    v = v.to(sol.inputs.x.dtype)
-    calls = iter(range(10**9))    # another direction each time: a solution remembers what earlier ones have taught it
-    def run(): out = sol.hvp(v.roll(next(calls), -2), tol=tol); return out, sol.cg_info.n_iter
+    def run(v): out = sol.hvp(v.to(sol.inputs.x.dtype), tol=tol); return out, sol.cg_info.n_iter
     self.how = f"{sol.backend}, relative residual {tol or 1e-12:g}"
     return run
 @_ours
@@ -212,7 +212,7 @@ def _hvp(self, x, y, eps, sol, v):
     options = dict(use_dense_cg=True) if self.mode == "dense" else self.tiles(x)
     one = lambda t: self.lib.hvp_x_sqeuclid_from_potentials(x, y, fh, gh, t, eps=eps, cost_scale=1., **options)
     self.how = "hvp_x_sqeuclid_from_potentials, strict float32" + (", plan in memory" if self.mode == "dense" else "") + (", a loop over the directions" if v.ndim == 3 else "")
-    def run():
+    def run(v):
         outs = [one(t.float().contiguous()) for t in (v if v.ndim == 3 else v[None])]
         return torch.stack([o[0] for o in outs]).reshape(v.shape), max(o[1].cg_iters for o in outs)
     return run
@@ -279,7 +279,7 @@ def _hvp(self, x, y, eps, sol, v):
     if v.ndim == 3: raise NotOffered("geomloss takes one direction at a time")
     value, x = self.differentiable(x, y, eps, 100), x.clone().requires_grad_(); grad = torch.autograd.grad(value(x), x, create_graph=True)[0]
     self.how = "double backward through the last step"
-    return lambda: (torch.autograd.grad((grad*v).sum(), x, retain_graph=True)[0], None)
+    return lambda v: (torch.autograd.grad((grad*v).sum(), x, retain_graph=True)[0], None)
 @_geomloss
 def _hessian(self, x, y, eps):
     self.how = "torch.autograd.functional.hessian, 200 iterations"
@@ -305,6 +305,7 @@ class OTT(Peer):
     def to(self, t):
         if t.dtype == torch.float64: self.jax.config.update("jax_enable_x64", True)
         return self.jax.numpy.asarray(t.cpu().numpy())
+    def put(self, v): return self.to(v)
     def sync(self, out=None): self.jax.block_until_ready(out)
     def capture(self, task): return False
     def peak(self): stats = self.jax.local_devices()[0].memory_stats(); return stats and stats.get("peak_bytes_in_use")
@@ -334,10 +335,10 @@ def _implicit(self, x, y, eps, threshold=None): # value as a function of x, diff
     return lambda x: self.output(solver, x, Y, eps).reg_ot_cost
 @_ott
 def _hvp(self, x, y, eps, sol, v):
-    many = v.ndim == 3; X, v = self.to(x), self.to(v); product = lambda l, v: self.jax.vmap(l)(v) if many else l(v)
+    many = v.ndim == 3; X = self.to(x); product = lambda l, v: self.jax.vmap(l)(v) if many else l(v)
     _, linear = self.jax.linearize(self.jax.jit(self.jax.grad(self.implicit(x, y, eps))), X); run = self.jax.jit(product)
     self.how = "implicit differentiation, gradient linearised once, jit"
-    return lambda: (run(linear, v), None)
+    return lambda v: (run(linear, v), None)
 @_ott
 def _hessian(self, x, y, eps):
     run = self.jax.jit(self.jax.hessian(self.implicit(x, y, eps))); X = self.to(x)
@@ -348,7 +349,10 @@ def _reach(self, x, y, eps, effort, v=None):
     if v is not None:
         grad = self.jax.grad(self.implicit(x, y, eps, effort)); run = self.jax.jit(lambda x, v: self.jax.jvp(grad, (x,), (v,))[1]); X, v = self.to(x), self.to(v)
         self.how = f"threshold {effort:.0e}, jvp of the gradient"; return lambda: run(X, v)
-    solver = self.solver(threshold=effort, max_iterations=200000); run = self.jax.jit(lambda x, y: (lambda o: (o.f, o.g))(self.output(solver, x, y, eps))); X, Y = self.to(x), self.to(y)
+    solver = self.solver(threshold=effort, max_iterations=200000 if len(x) < 5000 else 20000); X, Y = self.to(x), self.to(y)
+    def potentials(x, y): # at the precision of its arrays: on a GPU its costs would be in TF32
+        with self.jax.default_matmul_precision("highest"): o = self.output(solver, x, y, eps); return o.f, o.g
+    run = self.jax.jit(potentials)
     self.how = f"threshold {effort:.0e}, {self.mode}"
     return lambda: run(X, Y)
 @_ott
@@ -397,7 +401,7 @@ def _hessian(self, x, y, eps):
 def _hvp(self, x, y, eps, sol, v):
     if len(x) > 200 or v.ndim == 3: raise NotOffered("pot: one direction, and autodiff keeps every iteration's arrays: too much beyond 200 points")
     self.how = "double backward through 300 iterations"
-    return lambda: (torch.autograd.functional.vhp(lambda x: self.value(x, y, eps, 300, "autodiff"), x, v)[1], None)
+    return lambda v: (torch.autograd.functional.vhp(lambda x: self.value(x, y, eps, 300, "autodiff"), x, v)[1], None)
 @_pot
 def _reach(self, x, y, eps, effort, v=None):
     if v is not None: raise NotOffered("pot: no second derivative of its potentials in reasonable time")

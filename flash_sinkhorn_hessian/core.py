@@ -17,7 +17,10 @@ from torch import Tensor
 
 # %% ../nbs/00_core.ipynb #faa5e631
 class ConvergenceWarning(RuntimeWarning):
-    "An iteration stopped before it reached the accuracy that was asked for."
+    """An iteration stopped before it reached the accuracy that was asked for; what it has is returned.
+
+    `warnings.simplefilter("error", ConvergenceWarning)` makes it an exception.
+    """
 
 # %% ../nbs/00_core.ipynb #53694a3b
 _warned = set()

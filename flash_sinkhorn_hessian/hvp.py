@@ -71,7 +71,7 @@ def gram_inverse_root(
 
 class SlowModes:
     "Directions in which conjugate gradients for one matrix A are slow, learnt from its first solves: columns W with W^T A W = 1, A W, and W's image under the map that comes along with A."
-    most, solves, few = 64, 6, 8        # columns kept; solves to learn from; steps with which one is content
+    most, solves, few = 64, 6, 4        # columns kept; solves to learn from; steps with which one is content
     room, least = 1 << 24, 512          # numbers stored meanwhile; unknowns below which it is not worth it
     def __init__(self): self.W = self.AW = self.NW = self.found = None; self.seen = 0
     def slots(self, m): # directions to store of the next solve, for m unknowns

@@ -113,9 +113,9 @@ def columns_at(col_ptr, at, live, SHORT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "k", "chunks", "tiles", "per"])
 def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, gate_ptr, n, k, chunks, tiles, per,
-                R: tl.constexpr, KV: tl.constexpr, NE: tl.constexpr, SCALE: tl.constexpr, SUB: tl.constexpr, NEXT: tl.constexpr, DOTS: tl.constexpr, GATE: tl.constexpr, SHORT: tl.constexpr, F: tl.constexpr, G: tl.constexpr):
-    "Rows of a sparse matrix times columns. SCALE: by a factor of the row; SUB: subtracted from p; NEXT: the result times the factor once more; DOTS: partial products of the result with p and e."
-    pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); tile = pid % tiles; c = tl.program_id(1)*KV + tl.arange(0, KV); has = c < k
+                R: tl.constexpr, KV: tl.constexpr, NE: tl.constexpr, SCALE: tl.constexpr, SUB: tl.constexpr, NEXT: tl.constexpr, DOTS: tl.constexpr, GATE: tl.constexpr, SHORT: tl.constexpr, FULL: tl.constexpr, F: tl.constexpr, G: tl.constexpr):
+    "Rows of a sparse matrix times columns. SCALE: by a factor of the row; SUB: subtracted from p; NEXT: the result times the factor once more; DOTS: partial products of the result with p and e. The next entries are on their way while these are gathered."
+    pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); tile = pid % tiles; c = tl.program_id(1)*KV + tl.arange(0, KV); has = c < k; wide = KV if FULL else k   # told when compiled, columns are read four at a time
     dot = tl.zeros([KV], tl.float64); dot_e = tl.zeros([KV], tl.float64)
     for g in range(per):
         i = (tile*per + g)*R + tl.arange(0, R); live = i < n; row = b*n + i
@@ -123,15 +123,18 @@ def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
         if GATE: end = tl.where(tl.load(gate_ptr) > 0, end, begin)
         if KV == 1: acc = tl.zeros([R, NE], tl.float64)
         else: acc = tl.zeros([R, NE, KV], F)
+        at = begin[:, None] + tl.arange(0, NE)[None, :]; inside = at < end[:, None]
+        j = columns_at(col_ptr, at, inside, SHORT); w = tl.load(val_ptr + at, mask=inside, other=0.0)
         for e in range(0, tl.max(end - begin, 0), NE):
-            at = begin[:, None] + e + tl.arange(0, NE)[None, :]; inside = at < end[:, None]
-            j = columns_at(col_ptr, at, inside, SHORT)
-            w = tl.load(val_ptr + at, mask=inside, other=0.0)
+            at += NE; ahead = at < end[:, None]
+            j_next = columns_at(col_ptr, at, ahead, SHORT); w_next = tl.load(val_ptr + at, mask=ahead, other=0.0)
             if KV == 1: acc += w.to(tl.float64)*tl.load(V_ptr + j, mask=inside, other=0.0).to(tl.float64)
-            else: acc += w[:, :, None].to(F)*tl.load(V_ptr + (j*k)[:, :, None] + c[None, None, :], mask=inside[:, :, None] & has[None, None, :], other=0.0)
+            elif FULL: acc += w[:, :, None].to(F)*tl.load(V_ptr + (j*wide)[:, :, None] + c[None, None, :], mask=inside[:, :, None], other=0.0)
+            else: acc += w[:, :, None].to(F)*tl.load(V_ptr + (j*wide)[:, :, None] + c[None, None, :], mask=inside[:, :, None] & has[None, None, :], other=0.0)
+            inside = ahead; j = j_next; w = w_next
         if KV == 1: out = tl.sum(acc, 1)[:, None]
         else: out = tl.sum(acc, 1).to(tl.float64)
-        cell = row[:, None]*k + c[None, :]; ok = live[:, None] & has[None, :]
+        cell = row[:, None]*wide + c[None, :]; ok = live[:, None] & has[None, :]
         if SCALE:
             size = tl.load(scale_ptr + row, mask=live, other=0.0)
             out *= size[:, None]
@@ -143,17 +146,17 @@ def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
         tl.store(out_ptr + cell, out, mask=ok)
         if NEXT: tl.store(next_ptr + cell, (out*size[:, None]).to(F), mask=ok)
     if DOTS:
-        at = ((b*k + c)*tiles + tile)*2
-        tl.store(dots_ptr + at, dot, mask=has); tl.store(dots_ptr + at + 1, dot_e, mask=has)
+        at = (b*tiles + tile)*2*k + c
+        tl.store(dots_ptr + at, dot, mask=has); tl.store(dots_ptr + at + k, dot_e, mask=has)
 
 # %% ../nbs/15_kernels_truncated.ipynb #9a5330f1
 @triton.jit(do_not_specialize=["rows", "width", "ka", "kb", "k", "e", "q"])
-def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_ptr, V_ptr, out_ptr, rows, width, ka, kb, k, e, q,
-                    KD: tl.constexpr, KE: tl.constexpr, KQ: tl.constexpr, LAST: tl.constexpr, NE: tl.constexpr, SHORT: tl.constexpr, F: tl.constexpr, G: tl.constexpr):
-    "sum_j val_ij (<A_i, B_j> + alpha_i + beta_j) V_j for one row and KD directions, which share B if they are several; LAST: the last column on its own."
+def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_ptr, V_ptr, last_ptr, out_ptr, rows, width, ka, kb, k, e, q,
+                    KD: tl.constexpr, KE: tl.constexpr, KQ: tl.constexpr, FE: tl.constexpr, FQ: tl.constexpr, LAST: tl.constexpr, NE: tl.constexpr, SHORT: tl.constexpr, F: tl.constexpr, G: tl.constexpr):
+    "sum_j val_ij (<A_i, B_j> + alpha_i + beta_j) V_j for one row and KD directions, which share B if they are several; LAST: one more column on its own; FE, FQ: one block holds all features, all columns."
     row = tl.program_id(0).to(tl.int64); h = tl.program_id(1)*KD + tl.arange(0, KD); q0 = tl.program_id(2)*KQ; some = h < k; h = h.to(tl.int64)
-    begin = tl.load(crow_ptr + row); end = tl.load(crow_ptr + row + 1)
-    ke = tl.arange(0, KE); kq = q0 + tl.arange(0, KQ); has = kq < q - LAST
+    begin = tl.load(crow_ptr + row); end = tl.load(crow_ptr + row + 1); deep = KE if FE else e; wide = KQ if FQ else q
+    ke = tl.arange(0, KE); kq = q0 + tl.arange(0, KQ); has = kq < q
     A = A_ptr + ((h % ka)*rows + row)*e; B = B_ptr + (tl.program_id(1).to(tl.int64)*KD % kb)*width*e
     alpha = tl.load(alpha_ptr + h*rows + row, mask=some, other=0.0).to(F)
     if KD == 1: acc = tl.zeros([NE, KQ], F)
@@ -162,21 +165,25 @@ def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_pt
     for t in range(begin, end, NE):
         at = t + tl.arange(0, NE); live = at < end
         j = columns_at(col_ptr, at, live, SHORT)
-        w = alpha[None, :] + tl.load(beta_ptr + (h*width)[None, :] + j[:, None], mask=live[:, None] & some[None, :], other=0.0).to(F)
-        for e0 in range(0, e, KE):
+        w = alpha[None, :] + tl.load(beta_ptr + (j*k)[:, None] + h[None, :], mask=live[:, None] & some[None, :], other=0.0)
+        for e0 in range(0, deep, KE):
             a = tl.load(A[None, :] + e0 + ke[:, None], mask=(e0 + ke < e)[:, None] & some[None, :], other=0.0)
-            b = tl.load(B + (j*e)[:, None] + (e0 + ke)[None, :], mask=live[:, None] & (e0 + ke < e)[None, :], other=0.0)
+            ok = live[:, None]
+            if not FE: ok = ok & (e0 + ke < e)[None, :]
+            b = tl.load(B + (j*deep)[:, None] + (e0 + ke)[None, :], mask=ok, other=0.0)
             if KD == 1: w += tl.sum(tl.trans(a)*b, 1)[:, None]
             else: w = tl.dot(b, a, w, input_precision="ieee")
         w *= tl.load(val_ptr + at, mask=live, other=0.0).to(F)[:, None]
-        v = tl.load(V_ptr + (j*q)[:, None] + kq[None, :], mask=live[:, None] & has[None, :], other=0.0)
+        ok = live[:, None]
+        if not FQ: ok = ok & has[None, :]
+        v = tl.load(V_ptr + (j*wide)[:, None] + kq[None, :], mask=ok, other=0.0)
         if KD == 1: acc += v*w
         else: acc = tl.dot(tl.trans(v), w, acc, input_precision="ieee")
-        if LAST: last += w*tl.load(V_ptr + j*q + q - 1, mask=live, other=0.0)[:, None]
+        if LAST: last += w*tl.load(last_ptr + j, mask=live, other=0.0)[:, None]
     if KD == 1: acc = tl.sum(acc, 0)[:, None]
-    out = out_ptr + (h*rows + row)*q
+    out = out_ptr + (h*rows + row)*(q + LAST)
     tl.store(out[None, :] + kq[:, None], acc.to(tl.float64), mask=has[:, None] & some[None, :])
-    if LAST: tl.store(out + q - 1, tl.sum(last, 0).to(tl.float64), mask=some & (q0 == 0))
+    if LAST: tl.store(out + q, tl.sum(last, 0).to(tl.float64), mask=some & (q0 == 0))
 
 # %% ../nbs/15_kernels_truncated.ipynb #ded71ebb
 class TritonSparse(Sparse):
@@ -187,9 +194,9 @@ class TritonSparse(Sparse):
     @property
     def columns(self): return self.col.int() & 0xFFFF if self.short else self.col
     def tiling(self, k, cfg=None):
-        "Rows of a tile, entries a step, warps; then tiles a problem and tiles of rows a program."
-        R, NE, W = cfg or ((1, 256, 2) if k <= 2 else (1, max(16, 1024//pow2(k, 64)), 2)); n = self.rows//self.problems
-        tiles = -(-n//R); per = -(-tiles//2048)
+        "Rows of a tile, entries a step, warps; then tiles a problem and tiles of rows a program. Measured on an H100."
+        R, NE, W, most = cfg or ((1, 128, 1, 4096) if k <= 2 else (1, max(16, 1024//pow2(k, 64)), 4 if len(self.col) > 400*self.rows else 2, 2048)); n = self.rows//self.problems
+        tiles = -(-n//R); per = -(-tiles//most)
         return R, NE, W, -(-tiles//per), per
     def __matmul__(self, V): return self.times(V)
     def times(self, V, out=None, scale=None, p=None, e=None, next=None, dots=None, gate=None, cfg=None):
@@ -199,18 +206,17 @@ class TritonSparse(Sparse):
         or_ = lambda t, other: other if t is None else t
         launch(spmm_kernel, (self.problems*tiles, chunks), self.crow, self.col, self.val, V, or_(scale, out), or_(p, out), or_(e, out), out, or_(next, V), or_(dots, out), or_(gate, self.crow),
                self.rows//self.problems, k, chunks, tiles, per, warps=W, R=R, KV=KV, NE=NE, SCALE=scale is not None, SUB=p is not None, NEXT=next is not None, DOTS=dots is not None, GATE=gate is not None,
-               SHORT=self.short, F=_F[V.dtype], G=_F[self.val.dtype])
+               SHORT=self.short, FULL=KV == k, F=_F[V.dtype], G=_F[self.val.dtype])
         return out
     def weighted(self, A, B, alpha, beta, V, cfg=None):
         "A (ka, rows, e), B (kb, width, e), alpha (k, rows), beta (k, width), V (width, q) -> (k, rows, q), see `weighted_kernel`."
-        k, (e, q) = len(alpha), (A.shape[-1], V.shape[-1]); F = self.val.dtype
-        A, B, V = (t.to(F).contiguous() for t in (A, B, V)); alpha, beta = alpha.contiguous(), beta.contiguous()
-        last = int(q > 1 and (q - 1) & (q - 2) == 0)
+        k, (e, q) = len(alpha), (A.shape[-1], V.shape[-1]); F = self.val.dtype; last = int(q > 1 and (q - 1) & (q - 2) == 0)
+        A, B, V, tail = (t.to(F).contiguous() for t in (A, B, V[:, :q-last], V[:, -1])); alpha, beta = alpha.contiguous(), beta.mT.to(F).contiguous()
         KE, KQ = pow2(e, 64), pow2(q - last, 64); KD = 16 if k > 1 and len(B) == 1 and F == torch.float32 and min(KE, KQ) >= 16 else 1
-        NE, W = cfg or ((32, 4) if KD > 1 else (16, 1) if e > 16 else (max(16, 2048//max(KE, KQ)), 4)); chunks = -(-(q - last)//KQ)
+        NE, W = cfg or ((64, 2) if KD > 1 else (16, 2) if e > 16 else (max(16, 2048//max(KE, KQ)), 4)); chunks = -(-(q - last)//KQ)
         out = torch.empty(k, self.rows, q, dtype=torch.float64, device=V.device)
-        launch(weighted_kernel, (self.rows, -(-k//KD), chunks), self.crow, self.col, self.val, A, B, alpha, beta, V, out, self.rows, self.width, len(A), len(B), k, e, q,
-               warps=W, KD=KD, KE=KE, KQ=KQ, LAST=last, NE=NE, SHORT=self.short, F=_F[F], G=_F[F])
+        launch(weighted_kernel, (self.rows, -(-k//KD), chunks), self.crow, self.col, self.val, A, B, alpha, beta, V, tail, out, self.rows, self.width, len(A), len(B), k, e, q - last,
+               warps=W, KD=KD, KE=KE, KQ=KQ, FE=KE == e, FQ=KQ == q - last, LAST=last, NE=NE, SHORT=self.short, F=_F[F], G=_F[F])
         return out
 
 # %% ../nbs/15_kernels_truncated.ipynb #f1ae9113

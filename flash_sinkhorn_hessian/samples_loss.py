@@ -27,7 +27,7 @@ from .newton import *
 from .solve import *
 from .solve import _solve, _warn
 from .autograd import *
-from .autograd import _exact, _joint, _spread
+from .autograd import _exact, _fresh, _joint, _spread
 
 # %% ../nbs/19_samples_loss.ipynb #8b9a705c
 def diameter_of(
@@ -316,13 +316,13 @@ def _state(e): return [t for r in e.terms for t in (r.f, r.g, r.f0, r.g0)]
 @torch.library.custom_op("flash_sinkhorn_hessian::samples_loss", mutates_args=(), schema=f"({_PROBLEM}, {_SETTINGS}) -> Tensor[]")
 def _loss_op(x, y, a, b, *settings):
     with _exact(x): e = Estimate(Schedule(*settings), x, y, a, b)
-    return [e._value.clone(), *(t.clone() for t in _state(e))]
+    return [*map(_fresh, (e._value, *_state(e)))]
 
 @torch.library.custom_op("flash_sinkhorn_hessian::samples_loss_gradient", mutates_args=(),
                          schema=f"({_PROBLEM}, Tensor[] state, str out, {_SETTINGS}) -> Tensor[]")
 def _gradient_op(x, y, a, b, state, out, *settings):
     with _exact(x): g = Estimate(Schedule(*settings), x, y, a, b, state).gradient(tuple(out))
-    return [g[u].to(t.dtype, copy=True) for u, t in zip("xyab", (x, y, a, b)) if u in out]
+    return [_fresh(g[u], t.dtype) for u, t in zip("xyab", (x, y, a, b)) if u in out]
 
 # %% ../nbs/19_samples_loss.ipynb #0b85050d
 @_loss_op.register_fake
@@ -333,7 +333,7 @@ def _(x, y, a, b, *settings):
     return [new(dtype=x.dtype if x.dtype == torch.float64 else torch.float32), *(new(k) for pair in sizes for k in pair*2)]
 
 @_gradient_op.register_fake
-def _(x, y, a, b, state, out, *settings): return [torch.empty_like(t) for u, t in zip("xyab", (x, y, a, b)) if u in out]
+def _(x, y, a, b, state, out, *settings): return [t.new_empty(t.shape) for u, t in zip("xyab", (x, y, a, b)) if u in out]
 
 def _setup(ctx, inputs, output):
     *p, ctx.settings = *inputs[:4], inputs[4:]

@@ -108,7 +108,14 @@ def exact(fn):
 
 # %% ../nbs/10_solve.ipynb #b2c1ad70
 class Solution:
-    "A solved entropic transport problem. Made by `solve`; see there for the fields."
+    """A solved entropic transport problem. Made by `solve`; nothing is computed before it is asked for.
+
+    Fields: `value` scalar or (B,); `f` (n,), `g` (m,) potentials; `converged` bool; `n_iter` int; `marginal_error` float;
+    `backend` str; `cg_info`, how the linear solve of the last product ended (steps, relative residual, converged).
+
+    Methods: `plan`, `apply`, `apply_t`, `grad`, `hvp`, `hessian`, `hessian_operator`. A batch puts B in front of every shape.
+    Results have the dtype of the points (half precision: float32).
+    """
     def __init__(self,
         inputs:Inputs,      # validated inputs, in the user's coordinates
         problem:Problem,    # the centred problem that was solved
@@ -153,11 +160,14 @@ class Solution:
         return f, g
     @property
     def f(self):
-        "(n,) potential of the first cloud, in units of the cost; balanced, gauged so that <a, f> = <b, g>"
+        """Potential of the first cloud, (n,) or (B, n), in units of the cost.
+
+        Source: P_ij = a_i b_j exp((f_i + g_j - C_ij)/eps). Balanced, a constant may move from f to g: here <a, f> = <b, g>.
+        """
         return self._out(self._potentials[0])
     @property
     def g(self):
-        "(m,) potential of the second cloud"
+        "Potential of the second cloud, (m,) or (B, m), in units of the cost; see `f`."
         return self._out(self._potentials[1])
     @cached_property
     @exact
@@ -166,7 +176,12 @@ class Solution:
         return self._out(dual_energy(p, f, g, mass=self.moments.marginal.sum(-1)))
     @property
     def value(self):
-        "scalar (or (B,)): the value, from the dual energy: its error is quadratic in that of the potentials. Attached to autograd's graph"
+        """The entropic cost: a scalar, or (B,), in units of the cost; a node of autograd's graph if an input requires a gradient.
+
+        Errors: `RuntimeError` if an input was changed in place since the solve, because the value could no longer be differentiated.
+
+        Source: the dual energy at the potentials (nbs/01_dual_energy), so its error is quadratic in theirs.
+        """
         if self._leaves is None: return self._value
         leaves, versions = self._leaves
         if _versions(leaves) != versions:
@@ -196,7 +211,22 @@ def solve(
     init=None,        # a `Solution` of a nearby problem of the same sizes to start from
     callback=None,    # called with (n_iter, eps, marginal_error) after every step: progress bars
 ) -> Solution: # value, f, g, converged, n_iter, marginal_error, backend; plan, apply, grad, hvp, hessian, ...
-    "Solve entropic optimal transport between two weighted clouds; the derivatives come as methods of the solution."
+    """Solve entropic optimal transport between two weighted clouds; the derivatives come as methods of the solution.
+
+    Minimises <P, C> + eps KL(P | a b^T) with C_ij = |x_i - y_j|^2 over plans with marginals a, b (or near them, with a `reach`).
+
+    Shapes: x (n, d), y (m, d), a (n,), b (m,), with a batch axis B in front of all or none (one weight vector may serve a batch).
+
+    Units: `eps`, `value`, `f`, `g` are costs, lengths squared; a `reach` is a length; `tol` and `marginal_error` are masses.
+
+    Errors: `TypeError` for anything but floating-point tensors of one dtype, or arguments of the wrong kind. `ValueError` for
+    wrong shapes or devices, NaN, negative weights, totals other than 1 between hard marginals, `eps`, `tol` or `reach` not
+    positive, `reach` beside `reach_x` or `reach_y`, `max_iter` below 1, an `eps` too small for float64, a `backend` unknown or
+    impossible here, an `init` of other sizes. `ConvergenceWarning` if `marginal_error` ends above `tol`.
+
+    Source: Sinkhorn's algorithm in the log domain (Cuturi 2013; relaxed marginals: Chizat, Peyré, Schmitzer and Vialard 2018),
+    then Newton steps on the semi-dual (nbs/07_newton).
+    """
     inputs = validate(x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
     return _attached(_solve(inputs, tol, max_iter, backend, init, callback), x, y, a, b)
 
@@ -291,17 +321,26 @@ def check_like(
 # %% ../nbs/10_solve.ipynb #bd380461
 @_method("plan")
 def _plan(self) -> Tensor: # (n, m)
-    "The transport plan as an array: the one result that needs n m memory."
+    """The transport plan as an array, (n, m) or (B, n, m): the one result that needs n m memory. Its entries are masses.
+
+    Source: P_ij = a_i b_j exp((f_i + g_j - C_ij)/eps).
+    """
     return self._out(transport_plan(self.problem, self._f, self._g), scale=False)
 
 @_method("apply")
 def _apply(self, V:Tensor) -> Tensor: # V (m, k) or (m,) -> (n, k) or (n,)
-    "`P @ V`, streamed."
+    """`P @ V`, streamed: V (m, k) or (m,) gives (n, k) or (n,); in a batch B stands in front of both.
+
+    Errors: `TypeError` for a V of another type, dtype or device than x; `ValueError` for another shape, NaN or inf.
+    """
     return _times(self, V, "V", 0)
 
 @_method("apply_t")
 def _apply_t(self, U:Tensor) -> Tensor: # U (n, k) or (n,) -> (m, k) or (m,)
-    "`P.T @ U`, streamed."
+    """`P.T @ U`, streamed: U (n, k) or (n,) gives (m, k) or (m,); in a batch B stands in front of both.
+
+    Errors: as for `apply`.
+    """
     return _times(self, U, "U", 1)
 
 def _times(sol, V, name, side): # the plan, or its transpose, times columns
@@ -332,7 +371,15 @@ def _grad(sol, u): # float64, without scale
     return grad_weights(Moments.known(p, f, f, m.density, m.density))
 @_method("grad")
 def _gradient(self, wrt:str="x") -> Tensor: # the shape of wrt
-    "Gradient of the value in x, y, a or b. In a weight, balanced: of mean zero."
+    """Gradient of the value in x (n, d), y (m, d), a (n,) or b (m,), in the shape of that variable.
+
+    Units: cost over length in points, cost over mass in weights. Balanced, a gradient in weights has mean zero.
+
+    Errors: `ValueError` for a `wrt` that is not one of the four.
+
+    Source: the envelope theorem, 2 r_i (x_i - T_i) with T_i the barycentre of row i and r the marginal of the plan; in weights
+    f, or rho (1 - exp(-f/rho)) where relaxed, less the entropy's change of mass (nbs/03_gradient; Feydy et al. 2019).
+    """
     return self._out(_grad(self, check_wrt(wrt, False)[0]))
 
 # %% ../nbs/10_solve.ipynb #a8915fad
@@ -402,7 +449,17 @@ def _hvp_method(self,
     max_iter=1000,  # conjugate gradient steps
     ridge=0.,       # added to the spectrum of the Schur complement: biases the answer, zero unless asked for
 ) -> Tensor:        # in the shape of `wrt` (of its first entry), with k in front if v was a stack
-    "Hessian-vector product: the derivative of `grad(u)` along a direction in w, for `wrt=(u, w)`. Needs no n m memory."
+    """Hessian-vector product: the derivative of `grad(u)` along a direction in w, for `wrt=(u, w)`. Needs no n m memory.
+
+    Shapes: for `wrt="x"` v is (n, d), or (k, n, d) for k directions at once, and so is the result; for a pair (u, w) v has the
+    shape of w and the result that of u. A batch axis stands behind k: (k, B, n, d).
+
+    Errors: `TypeError` for a v of another type, dtype or device than x; `ValueError` for a wrong shape, NaN, an unknown `wrt` or
+    `solver`, or `tol`, `max_iter`, `ridge` out of range. `ConvergenceWarning` if the potentials had not converged, or conjugate
+    gradients stop short. `cg_info` keeps their steps and residual.
+
+    Source: D_uw + D_uz M^-1 D_zw without its cancellation; one solve with a Schur complement (nbs/05_hessian, nbs/06_hvp).
+    """
     u, w = check_wrt(wrt)
     v, stacked = _directions(self, v, w)
     finite = torch.isfinite(v).all() if v.is_cuda else True           # on a GPU looked at in the end: the host shall not wait twice
@@ -417,13 +474,25 @@ def _block(self, u, w): # float64, without scale
 
 @_method("hessian")
 def _hessian(self, wrt="x") -> Tensor: # e.g. (n, d, n, d), or (n, d, m) for ("x", "b")
-    "Dense block of the Hessian: derivative of `grad(u)` in w, for `wrt=(u, w)`. Weight indices are centred if balanced."
+    """Dense block of the Hessian: derivative of `grad(u)` in w, for `wrt=(u, w)`. Weight indices are centred if balanced.
+
+    Shapes: that of u, then that of w: (n, d, n, d) for "x", (n, d, m) for ("x", "b"); a batch has B in front. Needs n m memory too.
+
+    Errors: `ValueError` for an unknown `wrt`.
+
+    Source: the closed form of nbs/05_hessian.
+    """
     u, w = check_wrt(wrt)
     return self._out(self._block(u, w))
 
 @_method("hessian_operator")
 def _operator_method(self, wrt="x", **options): # options of `hvp`
-    "A block of the Hessian as a `scipy.sparse.linalg.LinearOperator` of shape (size of u, size of w), in float64."
+    """A block of the Hessian as a `scipy.sparse.linalg.LinearOperator` of shape (size of u, size of w), in float64.
+
+    For `wrt="x"` that is (n*d, n*d); a matvec is one `hvp`, a matmat one stack of them. Options are those of `hvp`.
+
+    Errors: `ValueError` for a batch, and those of `hvp`, at once and not in the first product.
+    """
     from scipy.sparse.linalg import LinearOperator
     u, w = check_wrt(wrt)
     if self.inputs.x.ndim == 3: raise ValueError("hessian_operator takes one problem, not a batch")
@@ -453,7 +522,10 @@ class SelfTerm(Solution):
 
 # %% ../nbs/10_solve.ipynb #31a7fc60
 class Divergence(Solution):
-    "A debiased Sinkhorn divergence. Made by `divergence`; the methods of `Solution`, for S instead of OT."
+    """A debiased Sinkhorn divergence S. Made by `divergence`; the methods of `Solution`, for S instead of OT.
+
+    `value` is a scalar or (B,). `f`, `g`, `plan`, `apply` are those of the mixed term; `xy`, `xx`, `yy` are the three solutions, `n_iter` their sum.
+    """
     def __init__(self, xy:Solution, xx:SelfTerm, yy:SelfTerm):
         super().__init__(xy.inputs, xy.problem, xy._f, xy._g, xy.info, xy._offset, xy.tol)
         self.xy, self.xx, self.yy = xy, xx, yy
@@ -467,7 +539,12 @@ class Divergence(Solution):
     def _value(self): return self.xy.value - (self.xx.value + self.yy.value)/2
     @exact
     def grad(self, wrt="x"):
-        "Gradient of the divergence in x, y, a or b; in a weight, balanced: of mean zero."
+        """Gradient of the divergence in x (n, d), y (m, d), a (n,) or b (m,), in that shape; in a weight, balanced: of mean zero.
+
+        Errors: `ValueError` for a `wrt` that is not one of the four.
+
+        Source: that of OT(x, y) less half the total derivative of a self term, where x stands on both sides (Feydy et al. 2019).
+        """
         u = check_wrt(wrt, False)[0]
         return self._out(_grad(self.xy, u) - .5*self._own(u).total_grad(self._kind(u)))
     def _product(self, v, u, w, options):
@@ -486,7 +563,15 @@ def divergence(
     x, y, a=None, b=None, *, eps, reach=None, reach_x=None, reach_y=None, half_cost=False, # as for `solve`
     tol=None, max_iter=5000, backend="auto", init=None, callback=None,
 ) -> Divergence: # the fields and methods of `Solution`, for the divergence
-    "Debiased Sinkhorn divergence OT(x, y) - OT(x, x)/2 - OT(y, y)/2, every term with the same eps and penalties (and, for unequal totals, without a mass term)."
+    """Debiased Sinkhorn divergence S = OT(x, y) - OT(x, x)/2 - OT(y, y)/2, every term with the same eps and penalties.
+
+    Shapes: x (n, d), y (m, d), a (n,), b (m,), with a batch axis B in front or not. Units and parameters are those of `solve`.
+
+    Errors: those of `solve`; a `TypeError` for an `init` that is no `Divergence`.
+
+    Source: Genevay, Peyré and Cuturi (2018), Feydy et al. (2019). Relaxed: Séjourné et al. (2019) without their mass term
+    eps/2 (sum a - sum b)^2, which matters for unequal totals only.
+    """
     i = validate(x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
     own = lambda x, a: Inputs(x, x, a, a, i.eps, i.rho_x, i.rho_y, i.scale)
     if init is not None and not isinstance(init, Divergence): raise TypeError(f"init must be a Divergence; got {type(init).__name__}")

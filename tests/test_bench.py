@@ -1,5 +1,5 @@
 """The benchmark command: rows, files, failures that become rows, comparison of two runs."""
-import json, os, subprocess, sys
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,36 @@ def test_a_peer_that_is_not_there_and_one_that_crashes_are_rows(tmp_path, monkey
     assert status['half-step', 'ott:lse']['status'] == 'missing' and status['half-step', 'ours']['status'] == status['product', 'ours']['status'] == 'ok'
     assert 'missing' in out and 'crashed' in out
 
+LIAR = '''
+import sys, types, torch
+def potentials(x, y, *args, **kw): return torch.zeros(len(x)), torch.zeros(len(y))
+wrong = lambda *args, **kw: potentials(*args)
+for name, entries in dict(sinkhorn_solvers=["sinkhorn_flashstyle_alternating", "sinkhorn_flashstyle_symmetric"], kernels=[],
+        **{"kernels.sinkhorn_flashstyle_sqeuclid": ["flashsinkhorn_symmetric_step"], "kernels.apply_flash": ["apply_plan_mat_flashstyle"], "kernels._common": ["epsilon_schedule", "max_diameter"]}).items():
+    m = sys.modules["flash_sinkhorn." + name] = types.ModuleType(name); vars(m).update({e: wrong for e in entries})
+'''
+
+def test_a_peer_that_is_fast_and_wrong_gets_no_time(tmp_path, monkeypatch, capsys):
+    "A stand-in for flash-sinkhorn answers zeros at once: with --verify its row has no time, without it the row is there and not ahead."
+    (tmp_path/'flash_sinkhorn').mkdir(); (tmp_path/'flash_sinkhorn'/'__init__.py').write_text(LIAR); monkeypatch.syspath_prepend(str(tmp_path))
+    asked = ('forward', '--peers', 'flash:tf32', '--sizes', '400', '--dims', '2', '--eps', '.01', '--only', 'half-step')
+    ours, liar = tiny(tmp_path, *asked, '--verify', '.01')['rows']; out = capsys.readouterr().out
+    assert liar['status'] == 'wrong' and best_ms(liar) is None and liar['error'] > .01 and best_ms(ours) and 'no time is given' in out
+    ours, liar = tiny(tmp_path, *asked)['rows']; out = capsys.readouterr().out
+    assert best_ms(liar) and '1 row without a time or off by more' in out and 'ahead:' not in out
+
+def test_interrupted(tmp_path):
+    "Ctrl-C in the middle of a row: the rows before it are in the file, the exit status says so, and --resume does the rest."
+    argv = ['forward', '--device', 'cpu', '--peers', 'ours', '--sizes', '40', '--dims', '2', '--only', 'half-step|symmetric', '--json', str(tmp_path/'a.json')]
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    p = subprocess.Popen([sys.executable, '-m', 'flash_sinkhorn_hessian.bench', *argv, '--seconds', '1000'], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while p.poll() is None and not (tmp_path/'a.json').exists(): time.sleep(.05)   # after the floors
+    time.sleep(.3); p.send_signal(signal.SIGINT); out, _ = p.communicate(timeout=60)
+    assert p.returncode == 130 and 'Interrupted; --resume goes on' in out and 'Traceback' not in out, out[-2000:]
+    assert [r['task'] for r in read(tmp_path/'a.json')['rows']] == ['floors']
+    assert cli([*argv, '--seconds', '.02', '--resume']) == 0
+    assert [(r['task'], r['status']) for r in read(tmp_path/'a.json')['rows']] == [(t, 'ok') for t in ('floors', 'half-step', 'symmetric')]
+
 def test_slow_rows_and_a_spent_budget(tmp_path):
     document = dict(rows=[], versions={})
     r = dict(suite='hvp', task='half-step', peer='ours', n=80, d=2, eps=.1, iterations=3, device='cpu', dtype='float32')
@@ -79,8 +109,8 @@ def test_a_wrong_answer_has_no_time(tmp_path):
     assert r['status'] == 'wrong' and best_ms(r) is None and 'no time' in r['note'] and r['error'] > 1e-13
 
 def test_second_order_and_solve(tmp_path):
-    one, many = tiny(tmp_path, 'hvp', '--peers', 'ours', '--sizes', '60', '--dims', '2', '--eps', '.1')['rows']
-    assert one['error'] < 1e-4 and many['k'] == 16 and many['status'] == 'ok' and 'cg' in one
+    one, first, many = tiny(tmp_path, 'hvp', '--peers', 'ours', '--sizes', '60', '--dims', '2', '--eps', '.1')['rows']
+    assert one['error'] < 1e-4 and one['after'] == 6 and first['task'] == 'first hvp' and first['error'] < 1e-4 and many['k'] == 16 and many['status'] == 'ok' and 'cg' in one
     rows = tiny(tmp_path, 'solve', '--peers', 'ours', '--sizes', '60', '--dims', '2', '--eps', '.1')['rows']
     assert [r['quantity'] for r in rows] == ['marginal', 'gradient', 'hvp'] and all(r['error'] <= r['target'] and best_ms(r) for r in rows)
 
@@ -96,9 +126,15 @@ def test_scaling_plot(tmp_path):
     assert [r['n'] for r in doc['rows']] == [50, 100, 200] and (tmp_path/'scaling.png').stat().st_size > 1000
 
 @pytest.mark.parametrize('argv, says', [(['forward', '--peers', 'keops'], 'peers must be among'), (['forward', '--peers', 'pot:fast'], 'modes'), (['compare', 'a.json'], 'two files'),
-                                        (['forward', 'a.json'], 'takes no files')])
+                                        (['forward', 'a.json'], 'takes no files'), (['forward', '--only', 'nothing'], 'no row is left'), (['forwards'], 'a command is one of'),
+                                        (['forward', '--json', '/dev/null/a.json'], '--json /dev/null/a.json'), (['forward', '--csv', '/dev/null/a.csv'], '--csv /dev/null/a.csv'), (['compare', 'no.json', 'no.json'], 'no.json'), (['forward', '--plot', '/tmp/a.tex9'], '--plot /tmp/a.tex9')])
 def test_bad_input(argv, says, capsys):
     assert cli(argv) == 2 and says in capsys.readouterr().err
+
+@pytest.mark.parametrize('argv', [['--sizes', 'ten'], ['--sizes', '0'], ['--eps', '-1'], ['--only', '('], ['--limit', 'flash'], ['--budget', '0'], ['--threads', 'many'], ['--dtype', 'half']])
+def test_bad_argument(argv, capsys):
+    with pytest.raises(SystemExit) as e: cli(['forward', *argv])
+    assert e.value.code == 2 and f'argument {argv[0]}' in capsys.readouterr().err
 
 def test_bad_file(tmp_path, capsys):
     (tmp_path/'x.json').write_text('[1]')

@@ -1,6 +1,6 @@
 """The front page says what was measured: its tables of times against the saved runs, its table of features cell by cell.
 And the reference page has every public name."""
-import json, re
+import inspect, json, re
 from pathlib import Path
 
 import nbformat, pytest, torch
@@ -125,5 +125,37 @@ def test_the_reference_has_every_public_name():
     public = {n for n, o in vars(flash_sinkhorn_hessian).items() if n[0] != '_' and getattr(o, '__module__', '').startswith('flash_sinkhorn_hessian')}
     methods = {f'Solution.{n}' for n, o in vars(Solution).items() if n[0] != '_' and callable(o)}
     assert public - {'Solution', 'Divergence'} | methods <= shown, public | methods - shown
-    sections = '\n'.join(c.source for c in cells if c.cell_type == 'markdown').split('\n## ')[1:]
-    assert [s[:20] for s in sections if not ('**Errors.**' in s and '**Source' in s) and not s.startswith('The warning')] == []
+
+SHAPE, RAISES = re.compile(r'\((B, )?[nmk](\*d)?(, [nmdk*]+)*,?\)|scalar'), re.compile(r'\bErrors\b|\bRaises\b|(Type|Value)Error')
+SILENT = {'Solution.plan', 'Solution', 'Divergence', 'ConvergenceWarning'}     # they take nothing that could be wrong
+OURS_TOLD = {*(f'Solution.{n}' for n in ('value', 'apply', 'apply_t', 'grad', 'hvp', 'hessian', 'hessian_operator')), 'Divergence.grad',
+             'solve', 'divergence', 'ot_cost', 'sinkhorn_divergence', 'ot_hvp', 'sinkhorn_divergence_hvp'}
+
+def shown():
+    "Every name of the reference page with its object and the prose of its section"
+    space, section = {}, ''
+    for c in nbformat.read(NBS/'reference.ipynb', as_version=4).cells:
+        if c.cell_type == 'markdown': section = c.source if c.source.startswith('#') else section + c.source
+        elif re.search(r'^(from|import) ', c.source, flags=re.M): exec(c.source, space)
+        for name in re.findall(r'^show_doc\(([\w.]+)\)', c.source, flags=re.M): yield name, eval(name, space), section
+
+def told(obj):
+    "What `help` says of an object, and the comments beside its parameters; a class speaks through its constructor, too."
+    made = obj.__init__ if inspect.isclass(obj) and '__init__' in vars(obj) else obj
+    try: head = inspect.getsource(inspect.unwrap(made)).split('\n    "', 1)[0]
+    except (OSError, TypeError): head = ''
+    return (inspect.getdoc(obj) or ''), ' '.join(re.findall(r'#(.*)', head))
+
+@pytest.mark.parametrize('name', sorted({*OURS_TOLD, 'Solution', 'Solution.f', 'Solution.g', 'Solution.plan', 'Divergence'}))
+def test_help_tells_shapes_errors_and_source(name):
+    "At a prompt, without the site"
+    doc, comments = told(eval(name, vars(flash_sinkhorn_hessian)))
+    assert SHAPE.search(doc), f'{name}: no shapes'
+    if name in OURS_TOLD: assert 'Errors:' in doc and ('Source:' in doc or name in ('Solution.apply', 'Solution.apply_t', 'Solution.hessian_operator')), name
+
+def test_every_public_name_tells_shapes_and_errors():
+    for name, obj, section in shown():
+        doc, comments = told(obj)
+        assert len(doc) > 20, name
+        assert name in SILENT or RAISES.search(doc) or '**Errors.**' in section, f'{name}: neither its docstring nor its section says what it raises'
+        assert name == 'ConvergenceWarning' or SHAPE.search(doc + comments + section), f'{name}: no shapes'

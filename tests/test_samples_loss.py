@@ -178,6 +178,26 @@ def test_compiles_without_a_graph_break(kw):
     batch = torch.compile(lambda x: L(x, y.expand(2, -1, -1)), fullgraph=True, backend="aot_eager")(torch.stack([x, x]))
     assert batch.shape == (2,)
 
+def test_the_compiler_is_told_the_true_layout():
+    "A compiled program relies on the strides that the fake operators promise: for points in any layout, in one problem or many."
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from flash_sinkhorn_hessian import autograd, samples_loss
+    x, y, v = torch.randn(3, 20, 2).permute(2, 1, 0), torch.randn(3, 2, 22).permute(1, 2, 0), torch.randn(20, 3, 2).permute(2, 0, 1)
+    mode, settings = FakeTensorMode(), samples_loss.SamplesLoss()._settings()
+    cost = True, .1, None, None, None, False, None, 5000, "auto"
+    def check(op, *args):
+        fake = lambda t: mode.from_tensor(t) if isinstance(t, torch.Tensor) else [*map(fake, t)] if isinstance(t, list) else t
+        with mode: said = op(*map(fake, args))
+        got = op(*args); pairs = [(said, got)] if isinstance(got, torch.Tensor) else list(zip(said, got, strict=True))
+        assert all((s.shape, s.stride(), s.dtype) == (t.shape, t.stride(), t.dtype) for s, t in pairs), op
+        return got
+    for x, y, v in ((x, y, v), (x[0], y[0], v[0])):
+        state = check(samples_loss._loss_op, x, y, None, None, *settings)[1:]
+        check(samples_loss._gradient_op, x, y, None, None, state, "xy", *settings)
+        state = check(autograd._cost_op, x, y, None, None, *cost)[1:]
+        check(autograd._cost_gradient_op, x, y, None, None, state, "xy", *cost)
+        check(autograd._cost_product_op, x, y, None, None, v, "x", "x", *cost)
+
 @pytest.mark.slow
 def test_compiles_with_the_default_compiler():
     x = random_problem(10, 12, 2)["x"].requires_grad_(); L = SamplesLoss()
