@@ -109,7 +109,21 @@ class KeopsGeometry:
 
 # %% ../nbs/21_torch_sinkhorn_hessian.ipynb #7a77a925
 class TorchSinkhornHessian:
-    "Entropic transport with analytic derivatives in `x`: solve, then ask. Same methods as `SinkhornHessian`, in PyTorch."
+    """Entropic transport with analytic derivatives in `x`: solve, then ask. Same methods as `SinkhornHessian`, in PyTorch.
+
+    `solve_ott` gives a `Transport`; `dOTdx`, `compute_hessian`, `hessian_vector_product` take it. `hess_loss_analytical`,
+    `hess_loss_implicit`, `hess_loss_unroll` take the problem, and find the same Hessian in three ways.
+
+    Shapes: x (n, d), y (m, d), mu (n,), nu (m,), floating-point tensors on one device; gradient (n, d), Hessian (n, d, n, d).
+
+    Units: `epsilon` and costs are lengths squared; `threshold` is a mass (L1 marginal error); `svd_thr`, `tau2` are relative, without unit.
+
+    Errors: `ValueError` for a `dtype` other than float32 and float64 or an `svd_thr` not positive; `RuntimeError` for `use_keops=True` without a working KeOps.
+
+    Source: nbs/05_hessian (closed form), nbs/06_hvp (products); the research code's interface is compared in nbs/21_torch_sinkhorn_hessian.
+
+    Example: `S = TorchSinkhornHessian(); S.compute_hessian(S.solve_ott(x, y, epsilon=.1))`.
+    """
     def __init__(self,
         svd_thr:float=1e-10,   # drop eigenvalues of the scaled Schur complement, in [0, 1], up to this one
         use_compile:bool=True, # compiled kernels where there are any; False: plain PyTorch
@@ -140,7 +154,15 @@ def _solve_ott(self,
     epsilon=.1,        # regularisation, in units of the squared distance
     threshold=1e-9,    # L1 marginal error to reach
 ) -> Transport: # reg_ot_cost, matrix, f, g, geom, a, b, solution
-    "Solve entropic transport for the cost |x - y|^2."
+    """Solve entropic transport for the cost |x - y|^2; entropy is relative to the product of the marginals.
+
+    Shapes: x (n, d), y (m, d), mu (n,), nu (m,); converted to the class's dtype. Units: `epsilon`, cost and potentials are lengths squared,
+    `threshold` is a mass. `P_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon)` is `matrix`, and <a, f> = <b, g>.
+
+    Errors: `TypeError` or `ValueError` that names x, y, mu, nu, epsilon or threshold; `ConvergenceWarning` above `threshold`.
+
+    Source: `solve` (nbs/10_solve). Example: `S.solve_ott(x, y, epsilon=.1).reg_ot_cost`.
+    """
     x, y, mu, nu = (t.to(self.dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for t in (x, y, mu, nu))
     check_problem(x, y, mu, nu, epsilon, threshold)
     if self.use_keops: make = KeopsGeometry
@@ -153,14 +175,23 @@ def _solve_ott(self,
 def _dOTdx(self,
     ot:Transport,
 ) -> Tensor: # (n, d)
-    "Gradient of the entropic cost in `x`, `2 r_i (x_i - T_i)`."
+    """Gradient (n, d) of the entropic cost in `x`, `2 r_i (x_i - T_i)` with r = P 1 and T = P y / r; a length (cost over length).
+
+    Source: envelope theorem (nbs/03_gradient). Example: `S.dOTdx(S.solve_ott(x, y))`.
+    """
     return ot.solution.grad("x")
 
 @_method
 def _compute_hessian(self,
     ot:Transport,
 ) -> Tensor: # (n, d, n, d)
-    "Hessian of the entropic cost in `x`, in closed form; the spectrum is cut at `svd_thr`. Memory (n d)^2."
+    """Hessian (n, d, n, d) of the entropic cost in `x`, in closed form; without unit. Time (n d)^2 min(n, m), memory (n d)^2 + n m d.
+
+    Explicit part `2 r_i I - 4/eps Cov_i` on the diagonal, and the potentials' response through the scaled Schur complement, whose
+    eigenvalues up to `svd_thr` are dropped: the null direction is one.
+
+    Source: nbs/05_hessian. Example: `S.compute_hessian(ot)[0, :, 0]` is the first point's (d, d) block.
+    """
     s = ot.solution
     return s._out(hessian_block(DenseHessian(s.moments, factorise(s._system, cutoff=self.svd_thr)), "x", "x"))
 
@@ -172,7 +203,14 @@ def _hessian_vector_product(self,
     tau2:float=1e-5,     # ridge: eps tau2 is added to the diagonal of the Schur complement; 0 is exact
     max_cg_iter:int=200, # conjugate gradient steps, at most
 ) -> Tensor: # the shape of A
-    "Hessian of the entropic cost in `x` applied to A, in memory (n + m) d. Warns if conjugate gradients fall short."
+    """Hessian of the entropic cost in `x` applied to A, in memory (n + m) d: conjugate gradients on the scaled Schur complement.
+
+    Shapes: A (n, d) or (k, n, d), and the same comes back. `tau2` biases by about `tau2` in relative terms; 0 is exact.
+
+    Errors: `TypeError` or `ValueError` that names A, tau2 or max_cg_iter; `ConvergenceWarning` if conjugate gradients fall short.
+
+    Source: nbs/06_hvp. Example: `S.hessian_vector_product(ot, torch.randn_like(x), tau2=0.)`.
+    """
     s, p = ot.solution, ot.solution.problem
     A = check_like("A", A.to(self.dtype) if isinstance(A, Tensor) and A.is_floating_point() else A, p.geom.x.shape, "(n, d), or a stack of k of them", s.inputs.x)
     if tau2 != 0: tau2 = check_positive("tau2", tau2)
@@ -192,7 +230,10 @@ def _hessian_vector_product(self,
 def _hess_loss_analytical(self,
     x, y, mu, nu, eps, thr, # as for `solve_ott`
 ) -> Tensor: # (n, d, n, d)
-    "Hessian of the entropic cost in `x`, in closed form."
+    """Hessian (n, d, n, d) of the entropic cost in `x`, in closed form: `compute_hessian` of `solve_ott`, whose arguments and errors it has.
+
+    Source: nbs/05_hessian. Example: `S.hess_loss_analytical(x, y, mu, nu, .1, 1e-9)`.
+    """
     return self.compute_hessian(self.solve_ott(x, y, mu, nu, eps, thr))
 
 # %% ../nbs/21_torch_sinkhorn_hessian.ipynb #78ba673a
@@ -209,7 +250,10 @@ def plain_energy(
 def _hess_loss_implicit(self,
     x, y, mu, nu, eps, thr, # as for `solve_ott`
 ) -> Tensor: # (n, d, n, d)
-    "Hessian of the entropic cost in `x` by implicit differentiation: autograd's partial derivatives, one pseudo-inverse."
+    """Hessian (n, d, n, d) of the entropic cost in `x` by implicit differentiation: autograd's partial derivatives, one pseudo-inverse cut at `svd_thr`. Arguments and errors of `solve_ott`.
+
+    Source: nbs/04_implicit_diff. Example: `S.hess_loss_implicit(x, y, mu, nu, .1, 1e-9)`.
+    """
     ot = self.solve_ott(x, y, mu, nu, eps, thr); i = ot.solution.inputs
     D = lambda x, z: plain_energy(x, z, i.y.double(), i.a, i.b, i.eps)
     point = i.x.double(), torch.cat(ot.solution._potentials)
@@ -235,7 +279,12 @@ def _hess_loss_unroll(self,
     x, y, mu, nu, eps, thr, # as for `solve_ott`
     max_iter:int=2000,      # iterations to unroll, at most
 ) -> Tensor: # (n, d, n, d)
-    "Hessian of the entropic cost in `x` by autodiff through the unrolled Sinkhorn loop. Weights must be positive."
+    """Hessian (n, d, n, d) of the entropic cost in `x` by `torch.func.hessian` through the unrolled Sinkhorn loop, as many iterations as `thr` needs.
+
+    Errors: those of `solve_ott`; `ValueError` for a weight of zero; `ConvergenceWarning` if `max_iter` iterations do not reach `thr`.
+
+    Source: nbs/02_sinkhorn (the loop). Example: `S.hess_loss_unroll(x, y, mu, nu, .1, 1e-9)`.
+    """
     i = self.solve_ott(x, y, mu, nu, eps, thr).solution.inputs
     check_positive("the smallest weight of mu and nu", min(i.a.min(), i.b.min()))
     p = Problem(DenseGeometry(i.x, i.y, i.eps), i.a, i.b)
