@@ -181,6 +181,9 @@ def _self_partials(o, p, f): # the twin's share is counted in the factor two
 self_cost = by_envelope(self_potential, _self_partials, "Entropic cost of a cloud with itself, and Info; derivatives in `p.x`, `p.a`, `p.eps` are total.")
 
 # %% ../nbs/24_jax.ipynb #e890bfbb
+def _kind(t): # how a message describes what is no array of JAX's
+    return f"{type(t).__module__.split('.')[0]}.{type(t).__name__} of shape {tuple(t.shape)}" if hasattr(t, "shape") else _is(t)
+
 def as_tensor(
     name:str, t,    # argument and its name
     what:str="(n, d)", # shape wanted, in words
@@ -188,7 +191,7 @@ def as_tensor(
 ):
     "A JAX array as a tensor, for the checks: the numbers if they are known, a placeholder while JAX is tracing."
     if t is None and weights: return None
-    if not isinstance(t, jax.Array): raise TypeError(f"{name} must be a jax.Array of shape {what}{' or None' if weights else ''}; got {_is(t)}")
+    if not isinstance(t, jax.Array): raise TypeError(f"{name} must be a jax.Array of shape {what}{' or None' if weights else ''}; got {_kind(t)}")
     if not jnp.issubdtype(t.dtype, jnp.floating): return torch.zeros(t.shape, dtype=torch.int64)
     if t.dtype not in (jnp.float32, jnp.float64): raise TypeError(f"{name} must have dtype float32 or float64; got {t.dtype}")
     if not isinstance(t, jax.core.Tracer): return torch.from_numpy(np.array(t))
@@ -198,11 +201,18 @@ def check_arrays(x, y, a, b, eps, reach=None, reach_x=None, reach_y=None, tol=No
     "Check the arguments of `reg_ot_cost`; a `TypeError` or `ValueError` names the one at fault."
     xt, yt = as_tensor("x", x), as_tensor("y", y, "(m, d)")
     if xt.ndim != 2: raise ValueError(f"x must have shape (n, d); got {tuple(xt.shape)}: for a batch, use jax.vmap")
+    for name, t in (("eps", eps), ("tol", tol)):
+        if isinstance(t, jax.Array) and t.ndim: raise ValueError(f"{name} must be a scalar; got shape {t.shape}: for several, use jax.vmap")
     e = 1. if isinstance(eps, jax.core.Tracer) else float(eps) if isinstance(eps, jax.Array) and eps.ndim == 0 else eps
     validate(xt, yt, as_tensor("a", a, "(n,)", True), as_tensor("b", b, "(m,)", True), eps=e, reach=reach, reach_x=reach_x, reach_y=reach_y)
     if tol is not None and not isinstance(tol, jax.core.Tracer): check_positive("tol", float(tol) if isinstance(tol, jax.Array) and tol.ndim == 0 else tol)
     check_count("max_iter", max_iter)
     if batch_size is not None: check_count("batch_size", batch_size)
+    if not any(isinstance(t, jax.core.Tracer) for t in (x, y, eps)): _check_scale(xt, yt, e)
+
+def _check_scale(x, y, eps): # as `solve` does
+    size = sum((t.double() - t.double().mean(0)).norm(dim=-1).max().item() for t in (x, y))**2/eps
+    if not size < 1e12: raise ValueError(f"eps={eps:.3g} is too small for float64: the largest cost is about {size:.1g} times eps, and fewer than four digits of a score are left")
 
 # %% ../nbs/24_jax.ipynb #c7c4f539
 @jax.custom_jvp

@@ -311,7 +311,7 @@ def _round(o, p, at, levels, w, tol): # one round of the loop
     return jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), advance(w, t, up, newton | search, here.eps), w)
 
 # %% ../nbs/23_jax_dual.ipynb #984fa33f
-CUT = 6.           # largest move of a potential in one step, over eps
+CUT = 4.           # largest move of a potential in one step, over eps
 
 class Path(NamedTuple):
     "What the small loop carries."

@@ -21,7 +21,7 @@ from .core import _is
 from .jax_dual import *
 from .jax import *
 from .solve import check_count
-from .torch_sinkhorn_hessian import TorchSinkhornHessian, check_problem, method_of
+from .torch_sinkhorn_hessian import TorchSinkhornHessian, check_problem, check_transport, method_of
 from . import jax_kernels, torch_sinkhorn_hessian
 
 # %% ../nbs/26_jax_sinkhorn_hessian.ipynb #acee7b23
@@ -172,6 +172,7 @@ def _compute_hessian(self, ot:Transport) -> jax.Array: # (n, d, n, d)
 
     Source: nbs/05_hessian. Example: `S.compute_hessian(ot)[0, :, 0]` is the first point's (d, d) block.
     """
+    check_transport(ot, Transport)
     with self._run(): return closed_hessian(ot.problem, *ot.potentials, self.svd_thr)
 
 @_method
@@ -180,6 +181,7 @@ def _dOTdx(self, ot:Transport) -> jax.Array: # (n, d)
 
     Source: envelope theorem (nbs/03_gradient). Example: `S.dOTdx(S.solve_ott(x, y))`.
     """
+    check_transport(ot, Transport)
     p, (f, g), c = ot.problem, ot.potentials, ot.geom.x.mean(0) - ot.geom.y.mean(0)
     if (task := self._task(p.x)) is not None: return jax_kernels.gradient(task, ("x",), _asked(ot))[0]
     with self._run(): return _gradient(p, f, g) + 2*ot.a[:, None]*c
@@ -219,7 +221,7 @@ def _hessian_vector_product(self,
 
     Source: nbs/06_hvp. Example: `S.hessian_vector_product(ot, jnp.sin(x), tau2=0.)`.
     """
-    shape = ot.problem.x.shape
+    shape = check_transport(ot, Transport).problem.x.shape
     if not isinstance(A, jax.Array): raise TypeError(f"A must be a jax.Array of shape (n, d), or a stack of k of them; got {_is(A)}")
     if A.shape[-2:] != shape or A.ndim > 3: raise ValueError(f"A must have shape (n, d), or a stack of k of them, here {shape}; got {A.shape}")
     if tau2 != 0: tau2 = check_positive("tau2", tau2)
