@@ -341,7 +341,7 @@ def path_step(
     new = (f - p.eps*jnp.log(E @ p.b))/(1 + p.eps/o.rho_x)
     K = E*jnp.exp((new - f)/p.eps)[:, None]
     dens, want = jnp.clip(p.a @ K, 1e-30, 1e30), target(g, o.rho_y)
-    al, be = target(new, o.rho_x)*(1 + p.eps/o.rho_x), dens*(1 + p.eps/o.rho_y)
+    al, be = jnp.maximum(target(new, o.rho_x), 1e-30)*(1 + p.eps/o.rho_x), dens*(1 + p.eps/o.rho_y)
     root, N = jnp.sqrt(p.b*be), jnp.sqrt(p.a/al)[:, None]*K*jnp.sqrt(p.b/be)
     plain = p.eps*(-g/o.rho_y - jnp.log(dens))/(1 + p.eps/o.rho_y)
     t = cholesky_solve(schur_matrix(o, N, root, 500*tiny), root*plain)
