@@ -122,11 +122,35 @@ def output_problems(path, name):
         if 'stderr' in kinds: found.append(f'{name}, cell {i}: saved what went to stderr')
     return found
 
+# The keys that Quarto's schema knows, of those that a site like this one may want: Quarto refuses any other.
+KNOWN = {
+    'website': 'title description favicon site-url site-path repo-url repo-subdir repo-branch issue-url repo-actions reader-mode search navbar sidebar body-footer '
+               'margin-footer page-navigation back-to-top-navigation bread-crumbs page-footer image image-alt open-graph twitter-card'.split(),
+    'website navbar': 'title logo logo-alt logo-href background foreground search pinned collapse collapse-below left right tools'.split(),
+    'website sidebar': 'id title logo search tools contents style background foreground border alignment collapse-level pinned header footer'.split(),
+    'website page-footer': 'left center right border background foreground'.split(),
+    'project': 'type title output-dir lib-dir execute-dir preview render resources pre-render post-render'.split(),
+    'format html': 'theme css toc toc-depth toc-location toc-title code-copy code-overflow code-fold code-line-numbers highlight-style html-math-method '
+                   'anchor-sections smooth-scroll link-external-newwindow page-layout include-in-header include-after-body embed-resources'.split(),
+    '': 'project format website execute metadata-files'.split(),
+}
+
+def unknown_keys(cfg):
+    "Keys of a configuration that are in no list of `KNOWN`"
+    found = []
+    for path, known in KNOWN.items():
+        part = cfg
+        for key in path.split(): part = part.get(key, {}) if isinstance(part, dict) else {}
+        if isinstance(part, dict): found += [f'{path} {key}: no such key'.strip() for key in part if key not in known]
+    return found
+
 def config_problems(root, names):
     "Files that _quarto.yml and sidebar.yml name, and the settings that keep the site free of other servers"
     cfg = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
     html, found = cfg['format']['html'], []
     if html.get('html-math-method') != 'mathml': found.append('html-math-method must be mathml')
+    for name in ('_quarto.yml', 'nbs/nbdev.yml', 'nbs/sidebar.yml'):
+        if (root/name).is_file(): found += [f'{name}: {o}' for o in unknown_keys(yaml.safe_load((root/name).read_text(encoding='utf-8')))]
     def walk(o):
         if isinstance(o, str): yield o
         elif isinstance(o, dict):

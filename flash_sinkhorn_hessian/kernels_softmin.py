@@ -61,9 +61,11 @@ def rehearsal(
     if INTERPRETED or not hasattr(triton, "AsyncCompileMode") or getattr(_here, "asked", None) is not None: yield False; return
     _here.asked = asked = {}
     try:
-        with ThreadPoolExecutor(workers) as pool, triton.AsyncCompileMode(pool):
+        with ThreadPoolExecutor(workers, initializer=torch.cuda.set_device, initargs=(torch.cuda.current_device(),)) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
             yield True
-            ready = lambda k: (k := k.result() if hasattr(k, "result") else k, k.run)[0]     # `run` loads it and builds its launcher
+            def ready(kernel):                           # `run` loads it and builds its launcher; what fails here fails again, and aloud, at its launch
+                try: kernel = kernel.result() if hasattr(kernel, "result") else kernel; kernel.run; return kernel
+                except Exception: return None
             for key, kernel in zip(asked, pool.map(ready, asked.values())): _compiled[key] = kernel
     finally: del _here.asked
 
@@ -281,12 +283,14 @@ def online_rows(xh, xl, yh, yl, vh_ptr, vw_ptr, b, i0, NB, MB, depth, scale, MOD
     return top, acc
 
 # %% ../nbs/12_kernels_softmin.ipynb #d748876b
-CHAINED = True
+CHAINED, _hopper = True, {}
 def chained(
     device, # where a kernel will run
 ) -> bool:
     "Can a kernel be launched there before the one ahead of it has ended?"
-    return CHAINED and not INTERPRETED and hasattr(tl.extra.cuda, "gdc_wait") and torch.cuda.get_device_capability(device) >= (9, 0)
+    if not CHAINED or INTERPRETED or not hasattr(tl.extra.cuda, "gdc_wait"): return False
+    if device not in _hopper: _hopper[device] = torch.cuda.get_device_capability(device) >= (9, 0)
+    return _hopper[device]
 
 @triton.jit
 def in_turn(CHAIN: tl.constexpr):

@@ -95,6 +95,38 @@ def check_count(
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a positive integer; got {value!r}")
 
+# %% ../nbs/10_solve.ipynb #b5f6985f
+def _mass_shift(i):
+    "Size of the constant in the potentials that unequal totals ask for."
+    rate = 1/i.rho_x + 1/i.rho_y
+    return (i.a.sum(-1)/i.b.sum(-1)).log().abs().max().item()/rate if rate else 0.
+
+def _reachable(i, xc, yc, dtype):
+    "Marginal error that the arithmetic can reach for these inputs."
+    mass = max(1., i.a.sum(-1).max().item(), i.b.sum(-1).max().item())
+    mean = sum((w*t.double().square().sum(-1)).sum(-1)/w.sum(-1) for w, t in ((i.a, xc), (i.b, yc))).max().item()
+    return mass * default_tol(dtype, (mean + _mass_shift(i))/i.eps)
+
+# %% ../nbs/10_solve.ipynb #9ddc1aee
+def _dual(p, tol, max_iter, start, callback, reachable):
+    "The dual solve: cheap arithmetic as far as it goes, exact arithmetic for the rest."
+    rough, done = getattr(p.geom, "rough", None) if start is None else None, DualInfo()
+    if rough is not None:
+        goal = max(tol, 4*reachable(torch.float32)); q = replace(p, geom=rough); few = p.a.shape[-1]*p.b.shape[-1] <= FACTORISE
+        f, g, done = solve_dual(q, goal, max_iter, dense=few, callback=callback, reduce=truncated)
+        if done.converged and goal <= tol or done.n_iter >= max_iter: return f, g, replace(done, converged=done.converged and goal <= tol)
+        if torch.isfinite(f).all() and torch.isfinite(g).all(): start = f, g
+    later = callback and (lambda n, eps, e: callback(done.n_iter + n, eps, e))
+    f, g, info = solve_dual(p, tol, max_iter - done.n_iter, start, callback=later, reduce=truncated)
+    return f, g, replace(info, n_iter=done.n_iter + info.n_iter, newton_steps=done.newton_steps + info.newton_steps,
+                         history=done.history + [(done.n_iter + n, eps, e) for n, eps, e in info.history])
+
+def _weightless(p, f, g):
+    "Newton leaves points without weight a step behind; theirs is the update from the others, which do not see them."
+    if p.symmetric: f = g = torch.where(p.a > 0, f, update(p, f, g)) if (p.a == 0).any() else f; return f, g
+    f, g = (torch.where(q.a > 0, s, update(q, s, t)) if (q.a == 0).any() else s for q, s, t in ((p, f, g), (p.T, g, f)))
+    return f, g
+
 # %% ../nbs/10_solve.ipynb #dabd5e6f
 def exact(fn):
     "Run a function with `torch.autocast` switched off."
@@ -193,6 +225,34 @@ class Solution:
         return (f"{type(self).__name__}(n={n}, m={m}, d={d}, backend={self.backend!r}, converged={self.converged}, "
                 f"n_iter={self.n_iter}, marginal_error={self.marginal_error:.2g})")
 
+# %% ../nbs/10_solve.ipynb #66826f55
+def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
+    tol = None if tol is None else check_positive("tol", tol)
+    check_count("max_iter", max_iter)
+    xc, yc, offset = centre(inputs)
+    size = (xc.double().norm(dim=-1).max().item() + yc.double().norm(dim=-1).max().item())**2 / inputs.eps
+    if not size < 1e12:
+        raise ValueError(f"eps={inputs.eps*inputs.scale:.3g} is too small for float64: the largest cost is about "
+                         f"{size:.1g} times eps, and fewer than four digits of a score are left")
+    geom = make_geometry(choose_backend(backend, inputs.x, inputs.y), xc, yc, inputs.eps, reference=backend != "auto")
+    p = Problem(geom, inputs.a, inputs.b, inputs.rho_x, inputs.rho_y, own and inputs.rho_x == inputs.rho_y)
+    reachable = lambda dtype: _reachable(inputs, xc, yc, dtype)
+    if tol is None: tol = reachable(torch.float64 if geom.name == "dense" else xc.dtype)
+    start = None
+    if init is not None:
+        if not isinstance(init, Solution): raise TypeError(f"init must be a Solution; got {type(init).__name__}")
+        if init._f.shape != p.a.shape or init._g.shape != p.b.shape:
+            raise ValueError(f"init must be a Solution of a problem of the same sizes; got {init}")
+        start = (init._f.to(p.a.device), init._g.to(p.b.device))
+    f, g, info = _dual(p, tol, max_iter, start, callback, reachable)
+    f, g = _weightless(p, f, g)
+    if not info.converged:
+        why = ("because the marginal error falls no further (rounding, or an eps too small for this arithmetic)" if info.stalled
+               else f"after max_iter={max_iter} iterations")
+        cure = "Use float64, a larger eps or a larger tol." if info.stalled else "Raise max_iter, eps or tol."
+        _warn(f"solve stopped {why}: marginal_error {info.marginal_error:.2g}, tol {tol:.2g}. {cure}")
+    return Solution(inputs, p, f, g, info, offset, tol)
+
 # %% ../nbs/10_solve.ipynb #401915ac
 @exact
 def solve(
@@ -236,63 +296,6 @@ def _attached(sol, *leaves):
     return sol
 
 def _versions(leaves): return [None if t is None or t.is_inference() else t._version for t in leaves]   # how often each was changed in place
-
-def _mass_shift(i):
-    "Size of the constant in the potentials that unequal totals ask for."
-    rate = 1/i.rho_x + 1/i.rho_y
-    return (i.a.sum(-1)/i.b.sum(-1)).log().abs().max().item()/rate if rate else 0.
-
-def _reachable(i, xc, yc, dtype):
-    "Marginal error that the arithmetic can reach for these inputs."
-    mass = max(1., i.a.sum(-1).max().item(), i.b.sum(-1).max().item())
-    mean = sum((w*t.double().square().sum(-1)).sum(-1)/w.sum(-1) for w, t in ((i.a, xc), (i.b, yc))).max().item()
-    return mass * default_tol(dtype, (mean + _mass_shift(i))/i.eps)
-
-def _dual(p, tol, max_iter, start, callback, reachable):
-    "The dual solve: cheap arithmetic as far as it goes, exact arithmetic for the rest."
-    rough, done = getattr(p.geom, "rough", None) if start is None else None, DualInfo()
-    if rough is not None:
-        goal = max(tol, 4*reachable(torch.float32)); q = replace(p, geom=rough); few = p.a.shape[-1]*p.b.shape[-1] <= FACTORISE
-        f, g, done = solve_dual(q, goal, max_iter, dense=few, callback=callback, reduce=truncated)
-        if done.converged and goal <= tol or done.n_iter >= max_iter: return f, g, replace(done, converged=done.converged and goal <= tol)
-        if torch.isfinite(f).all() and torch.isfinite(g).all(): start = f, g
-    later = callback and (lambda n, eps, e: callback(done.n_iter + n, eps, e))
-    f, g, info = solve_dual(p, tol, max_iter - done.n_iter, start, callback=later, reduce=truncated)
-    return f, g, replace(info, n_iter=done.n_iter + info.n_iter, newton_steps=done.newton_steps + info.newton_steps,
-                         history=done.history + [(done.n_iter + n, eps, e) for n, eps, e in info.history])
-
-def _weightless(p, f, g):
-    "Newton leaves points without weight a step behind; theirs is the update from the others, which do not see them."
-    if p.symmetric: f = g = torch.where(p.a > 0, f, update(p, f, g)) if (p.a == 0).any() else f; return f, g
-    f, g = (torch.where(q.a > 0, s, update(q, s, t)) if (q.a == 0).any() else s for q, s, t in ((p, f, g), (p.T, g, f)))
-    return f, g
-
-def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
-    tol = None if tol is None else check_positive("tol", tol)
-    check_count("max_iter", max_iter)
-    xc, yc, offset = centre(inputs)
-    size = (xc.double().norm(dim=-1).max().item() + yc.double().norm(dim=-1).max().item())**2 / inputs.eps
-    if not size < 1e12:
-        raise ValueError(f"eps={inputs.eps*inputs.scale:.3g} is too small for float64: the largest cost is about "
-                         f"{size:.1g} times eps, and fewer than four digits of a score are left")
-    geom = make_geometry(choose_backend(backend, inputs.x, inputs.y), xc, yc, inputs.eps, reference=backend != "auto")
-    p = Problem(geom, inputs.a, inputs.b, inputs.rho_x, inputs.rho_y, own and inputs.rho_x == inputs.rho_y)
-    reachable = lambda dtype: _reachable(inputs, xc, yc, dtype)
-    if tol is None: tol = reachable(torch.float64 if geom.name == "dense" else xc.dtype)
-    start = None
-    if init is not None:
-        if not isinstance(init, Solution): raise TypeError(f"init must be a Solution; got {type(init).__name__}")
-        if init._f.shape != p.a.shape or init._g.shape != p.b.shape:
-            raise ValueError(f"init must be a Solution of a problem of the same sizes; got {init}")
-        start = (init._f.to(p.a.device), init._g.to(p.b.device))
-    f, g, info = _dual(p, tol, max_iter, start, callback, reachable)
-    f, g = _weightless(p, f, g)
-    if not info.converged:
-        why = ("because the marginal error falls no further (rounding, or an eps too small for this arithmetic)" if info.stalled
-               else f"after max_iter={max_iter} iterations")
-        cure = "Use float64, a larger eps or a larger tol." if info.stalled else "Raise max_iter, eps or tol."
-        _warn(f"solve stopped {why}: marginal_error {info.marginal_error:.2g}, tol {tol:.2g}. {cure}")
-    return Solution(inputs, p, f, g, info, offset, tol)
 
 # %% ../nbs/10_solve.ipynb #89a313da
 def _method(name):

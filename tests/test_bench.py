@@ -46,7 +46,7 @@ def test_files(tmp_path):
 def test_compare(first, tmp_path):
     doc, _ = first
     slow = json.loads(json.dumps(doc))
-    for k in ('ms', 'low_ms', 'high_ms'): slow['rows'][1][k] *= 5
+    for k in ('ms', 'low_ms', 'high_ms', 'cpu_ms'): slow['rows'][1][k] *= 5
     slow['rows'][2] |= dict(status='failed', note='made up')
     for name, d in (('a', doc), ('b', slow)): (tmp_path/f'{name}.json').write_text(json.dumps(d))
     assert cli(['compare', str(tmp_path/'a.json'), str(tmp_path/'a.json')]) == 0 and cli(['compare', str(tmp_path/'a.json'), str(tmp_path/'b.json')]) == 1
@@ -127,7 +127,7 @@ def test_scaling_plot(tmp_path):
 
 @pytest.mark.parametrize('argv, says', [(['forward', '--peers', 'keops'], 'peers must be among'), (['forward', '--peers', 'pot:fast'], 'modes'), (['compare', 'a.json'], 'two files'),
                                         (['forward', 'a.json'], 'takes no files'), (['forward', '--only', 'nothing'], 'no row is left'), (['forwards'], 'a command is one of'),
-                                        (['forward', '--json', '/dev/null/a.json'], '--json /dev/null/a.json'), (['forward', '--csv', '/dev/null/a.csv'], '--csv /dev/null/a.csv'), (['compare', 'no.json', 'no.json'], 'no.json'), (['forward', '--plot', '/tmp/a.tex9'], '--plot /tmp/a.tex9')])
+                                        (['forward', '--json', '/dev/null/a.json'], '--json /dev/null/a.json'), (['forward', '--csv', '/dev/null/a.csv'], '--csv /dev/null/a.csv'), (['compare', 'no.json', 'no.json'], 'no.json'), (['compare', 'nbs/results/cpu_hvp.json', 'nbs/results/cpu_solve.json'], 'no row in common'), (['forward', '--plot', '/tmp/a.tex9'], '--plot /tmp/a.tex9')])
 def test_bad_input(argv, says, capsys):
     assert cli(argv) == 2 and says in capsys.readouterr().err
 

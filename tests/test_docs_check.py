@@ -1,8 +1,8 @@
 """The documentation's check must find what it is there to find: each fault is planted, one at a time."""
-import nbformat, pytest
+import nbformat, pytest, yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from docs_check import check_pages, check_site, output_problems, parse, title_problems
+from docs_check import check_pages, check_site, output_problems, parse, title_problems, unknown_keys
 from pages import copy_tree, mend
 from readme import from_top
 from sync import ROOT
@@ -118,6 +118,16 @@ def test_a_whole_site(tree):
 def test_a_cell_that_cannot_run_fails_the_check(tree):
     write(tree/'nbs'/'00_toy.ipynb', '# Toy', '>>>#| default_exp toy', '>>>#| export\nimport no_such_module')
     with pytest.raises(SystemExit, match='could not process'): check_site(tree, workers=2)
+
+@pytest.mark.parametrize('where, said', [(('website', 'page-navigaton'), 'website page-navigaton'), (('website', 'sidebar', 'colapse-level'), 'website sidebar colapse-level'),
+                                         (('format', 'html', 'tocdepth'), 'format html tocdepth'), (('web-site',), 'web-site')])
+def test_a_key_that_quarto_would_refuse_is_seen(where, said):
+    cfg = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
+    assert unknown_keys(cfg) == []
+    part = cfg
+    for key in where[:-1]: part = part[key]
+    part[where[-1]] = 1
+    assert unknown_keys(cfg) == [f'{said}: no such key']
 
 def test_links_of_the_readme_start_at_the_top():
     text = '[a](00_core.ipynb#x) [b](../LICENSE) [c](https://x.example) [d](#e) ![f](images/g.png)\n\n```md\n[h](i.md)\n```\n'

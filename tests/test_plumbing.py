@@ -1,9 +1,10 @@
 """`make test` must fail when it should: a stale module, a hand-written module, an uncleaned notebook, a failing cell."""
-import re
+import re, sys
+from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest, yaml
 
-import nbtest, sync
+import figures, nbtest, sync
 from pages import copy_tree
 from test_docs_check import write
 
@@ -55,3 +56,37 @@ def test_workflows_call_what_is_there(path):
             assert ('uses' in step) != ('run' in step) and re.fullmatch(r'[\w./-]+@v\d+', step.get('uses', 'a@v1'))
             what, name = step.get('run', 'make env').split()
             assert name in targets if what == 'make' else (sync.ROOT/name).is_file()
+
+def test_the_sidebar_has_sections_and_loses_nothing(tmp_path):
+    flat = ['00_a.ipynb', '12_b.ipynb', '31_c.ipynb', 'index.ipynb', 'reference.ipynb']
+    (tmp_path/'nbs').mkdir()
+    (tmp_path/'nbs'/'sidebar.yml').write_text('website:\n  sidebar:\n    contents:\n' + ''.join(f'      - {o}\n' for o in flat)
+                                              + '      - section: tutorials\n        contents:\n          - tutorials/01_t.ipynb\n')
+    sync.arrange(tmp_path)
+    contents = yaml.safe_load((tmp_path/'nbs'/'sidebar.yml').read_text())['website']['sidebar']['contents']
+    assert contents[:2] == ['index.ipynb', 'reference.ipynb'] and contents[2] == {'section': 'Tutorials', 'contents': ['tutorials/01_t.ipynb']}
+    assert [o['contents'] for o in contents[3:]] == [['00_a.ipynb'], ['12_b.ipynb'], ['31_c.ipynb']]
+
+@pytest.mark.parametrize('line, bad', [('WARN: Unable to resolve link target: x.ipynb', True), ('\x1b[33mWARNING: x\x1b[39m', True), ('[WARNING] Could not convert TeX math', True),
+                                       ('(W) filter.lua: x', True), ('[ 1/44] core.ipynb', False), ('Output created: _docs/index.html', False)])
+def test_a_warning_of_quarto_fails_the_site(line, bad):
+    spec = spec_from_file_location('ci_site', sync.ROOT/'.ci'/'site.py')     # Python has a `site` of its own
+    spec.loader.exec_module(ours := module_from_spec(spec))
+    assert ours.render([sys.executable, '-c', f'print({line!r})'], '.') == ([line] if bad else [])
+    with pytest.raises(SystemExit): ours.render([sys.executable, '-c', 'raise SystemExit(3)'], '.')
+
+TUTORIALS = sorted((sync.ROOT/'nbs'/'tutorials').glob('[0-9]*_*.ipynb'))
+
+def test_every_tutorial_is_in_the_gallery():
+    text = (sync.ROOT/'nbs'/'tutorials'/'00_gallery.ipynb').read_text(encoding='utf-8')
+    for p in TUTORIALS[1:]: assert text.count(f']({p.name})') >= 2, f'{p.name}: a tile wants its picture and its title'
+    pictures = set(re.findall(r'\(\.\./images/([^)]+)\)', text))
+    assert len(pictures) == len(TUTORIALS) - 1 and all((sync.ROOT/'nbs'/'images'/o).is_file() for o in pictures)
+
+@pytest.mark.parametrize('path', [p for p in TUTORIALS[1:] if figures.top(p)], ids=lambda p: p.stem)
+def test_a_tutorial_opens_with_the_picture_it_ends_with(path):
+    "The file in nbs/images is the last saved figure, up to its size and compression."
+    import numpy as np
+    from PIL import Image
+    a, b = (np.asarray(o.convert('L').resize((160, 90), 1), float) for o in (Image.open(figures.top(path)), figures.last_figure(path)))
+    assert abs(a - b).mean() < 4, f'{figures.top(path).name} is stale: run .ci/figures.py --tops {path.stem}'
