@@ -23,7 +23,19 @@ from .solve import _warn
 SOLVERS, PRECONDITIONERS = ("cg", "cholesky", "lstsq"), ("eps_log", "identity")
 
 class ImplicitDiff:
-    "Apply minus the inverse transposed Jacobian of the preconditioned first-order conditions; see `ImplicitDiff.solve`."
+    """Apply minus the inverse transposed Jacobian of the preconditioned first-order conditions; see `ImplicitDiff.solve`.
+
+    With M the matrix of implicit differentiation and H the slopes h'(r), h'(c) of the preconditioner, the Jacobian is H M. The smaller
+    Schur complement is solved, by matrix-free products with the plan: memory (n + m) d, except for "cholesky" and "lstsq", min(n, m)^2.
+
+    Shapes: a pair (n,), (m,) in, a pair (n,), (m,) out. Units: gr is a derivative in the potentials; the answer has that times cost (h = eps log).
+
+    Errors: `ValueError` for a `solver` or `preconditioner` that is neither a name nor callable, `ridge` or `tol` negative, `max_iter` below 1.
+
+    Source: OTT-JAX's class of this name; derived in nbs/22_implicit_diff_api.
+
+    Example: `ImplicitDiff("cholesky").solve((gf, gg), solve(x, y, eps=.1))`.
+    """
     def __init__(self,
         solver="cg",              # "cg", "cholesky", "lstsq", or a function (lin, b, lin_t, symmetric) -> solution
         preconditioner="eps_log", # "eps_log", "identity", or an increasing function of a marginal, elementwise
@@ -102,7 +114,11 @@ def _solve(self,
     problem,        # a `Solution`, or a `Problem`
     f=None, g=None, # (n,), (m,) potentials of a `Problem`
 ) -> tuple: # (n,), (m,)
-    "Minus the inverse transposed Jacobian applied to gr. Balanced, what gr has along (1, -1) has no preimage and is dropped."
+    """Minus the inverse transposed Jacobian applied to gr. Balanced, what gr has along (1, -1) has no preimage and is dropped.
+
+    Shapes: gr a pair (n,), (m,), and so is the answer. Errors: `TypeError`, `ValueError` that names gr, problem, f or g;
+    `ConvergenceWarning` if conjugate gradients stop short. Source: `-H^-1 M^+ gr`, nbs/22_implicit_diff_api. Example: see the class.
+    """
     m = state(problem, f, g); p, s = m.p, ScaledSystem(m)
     if not isinstance(gr, (tuple, list)) or len(gr) != 2: raise TypeError(f"gr must be a pair of vectors; got {type(gr).__name__}")
     w, z = (check_like(f"gr[{k}]", v, t.shape, what, t, stack=False)[:, None] for k, (v, t, what) in enumerate(zip(gr, (p.a, p.b), ("(n,)", "(m,)"))))

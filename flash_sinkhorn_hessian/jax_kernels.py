@@ -30,7 +30,11 @@ def choose_road(
     backend:str, # one of `ROADS`
     x,           # (n, d) array, perhaps traced
 ) -> tuple: # "xla" or a backend of `solve`; the device of PyTorch that it runs on
-    "Resolve `backend` for JAX: the PyTorch kernels on an NVIDIA GPU, else XLA."
+    """Resolve `backend` for JAX: the PyTorch kernels on an NVIDIA GPU, else XLA.
+
+    Errors: `ValueError` for an unknown backend, or "triton" where it cannot run. Source: nbs/25_jax_kernels.
+    Example: `choose_road("auto", x)` is `("xla", "cpu")` without a GPU.
+    """
     if backend not in ROADS: raise ValueError(f"backend must be one of {', '.join(map(repr, ROADS))}; got {backend!r}")
     where = jax.default_backend() if isinstance(x, jax.core.Tracer) else next(iter(x.devices())).platform
     device = "cuda" if where in ("gpu", "cuda") and torch.cuda.is_available() else "cpu"
@@ -59,7 +63,11 @@ def hand_over(
     shapes:list, # `jax.ShapeDtypeStruct` of what it returns
     *args,       # arrays
 ) -> list: # arrays
-    "Call a function of tensors with arrays: by DLPack where their numbers are known, else by a callback from compiled code."
+    """Call a function of tensors with arrays: by DLPack where their numbers are known, else by a callback from compiled code.
+
+    Results have the given shapes, with the batch axes of `vmap` in front. What fn raises is raised; from compiled code, wrapped by JAX.
+    Source: nbs/25_jax_kernels. Example: `hand_over(lambda t: [2*t], Task(), [jax.ShapeDtypeStruct(x.shape, x.dtype)], x)`.
+    """
     if any(isinstance(t, jax.core.Tracer) for t in args): return jax.pure_callback(partial(_from_host, fn, task.device), shapes, *args, vmap_method="expand_dims")
     back = lambda t, s: jnp.from_dlpack(t.detach().to(getattr(torch, str(s.dtype))).contiguous())
     return [back(t, s) for t, s in zip(fn(*map(torch.from_dlpack, args)), shapes)]
@@ -77,7 +85,10 @@ def solved(
     x, y, a, b, # tensors (n, d), (m, d), (n,), (m,), or batches of them
     eps, tol,   # scalars; tol 0: what the dtype can reach
 ): # `Solution` or `Divergence`
-    "The solution of one problem, from memory if it is one of the last few."
+    """The solution of one problem (or batch), from memory if it is one of the last `KEPT`: value, gradient and products share one solve.
+
+    Errors and warnings are those of `solve`. Source: nbs/25_jax_kernels. Example: `solved(Task(), x, y, a, b, .1, 0.).grad("x")`.
+    """
     key = [x, y, a, b, eps, tol]
     with _lock:
         for k, (t, known, sol) in enumerate(_recent):
@@ -96,7 +107,11 @@ def line_up(
     p:tuple,    # x, y, a, b, eps, tol, all with the same number of leading axes
     v:tuple=(), # directions, with as many
 ) -> list: # with the leading axes in front
-    "Run a function of one problem, or batch, for all combinations along the leading axes."
+    """Run a function of one problem, or batch, for all combinations along the leading axes: what `vmap` of `vmap` asks for.
+
+    Problems that differ go as a batch, directions of one problem as a stack, whatever does not fit one by one. Source: nbs/25_jax_kernels.
+    Example: `line_up(lambda *p: [solved(task, *p[:6]).value], p)`.
+    """
     k = p[0].ndim - 2
     lead = torch.broadcast_shapes(*(t.shape[:k] for t in (*p, *v)))
     own = torch.broadcast_shapes(*(t.shape[:k] for t in p))              # axes along which the problems differ
@@ -123,7 +138,10 @@ NAMES = ("x", "y", "a", "b", "eps")
 def slope_in_eps(
     sol, # `Solution`, or `Divergence`
 ) -> torch.Tensor: # scalar, or (B,)
-    "Derivative of the value in the regularisation."
+    """Derivative of the value in eps, without unit: `sum P (f + g - C)/eps - sum P + sum a sum b`, at fixed potentials.
+
+    Source: envelope theorem, nbs/24_jax. Example: `slope_in_eps(solve(x, y, eps=.1))`.
+    """
     if isinstance(sol, Divergence): return slope_in_eps(sol.xy) - .5*(slope_in_eps(sol.xx) + slope_in_eps(sol.yy))
     p, f, g = sol.problem, sol._f, sol._g
     x, y = p.geom.x.double(), p.geom.y.double()
@@ -158,11 +176,18 @@ def product_there(task, names, *args): # the Hessian in the variables `names`, a
 # %% ../nbs/25_jax_kernels.ipynb #jk000015
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def value(task:Task, p): # x, y, a, b, eps, tol
-    "Value of a problem, by the PyTorch side; differentiable twice."
+    """Scalar value of a problem, by the PyTorch side; differentiable twice in x, y, a, b, once in eps.
+
+    Shapes: (n, d), (m, d), (n,), (m,), (), (). Errors: those of `solve`; `NotImplementedError` for a third derivative, or a second in eps.
+    Source: nbs/25_jax_kernels. Example: `jax.grad(lambda x: value(task, (x, y, a, b, eps, tol)))(x)`.
+    """
     return hand_over(partial(value_there, task), task, [jax.ShapeDtypeStruct((), p[0].dtype)], *p)[0]
 
 def potentials(task:Task, p):
-    "Potentials of the centred clouds (n,), (m,); marginal error, iterations and dual energy of those. Not differentiable."
+    """Potentials of the centred clouds (n,), (m,), in units of the cost; their marginal error, iterations and dual energy. Not differentiable.
+
+    Source: nbs/25_jax_kernels. Example: `f, g, err, n_iter, energy = potentials(task, (x, y, a, b, eps, tol))`.
+    """
     shapes = [jax.ShapeDtypeStruct(s, p[0].dtype) for s in (p[2].shape, p[3].shape, (), (), ())]
     return hand_over(partial(potentials_there, task), task, shapes, *p)
 
@@ -173,7 +198,10 @@ def _value_rule(task, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def gradient(task:Task, out:tuple, p): # names
-    "Derivatives of `value` in some of x, y, a, b, eps."
+    """Derivatives of `value` in some of x, y, a, b, eps: a list in their shapes; differentiable once, but not in eps.
+
+    Source: nbs/25_jax_kernels. Example: `gradient(task, ("x", "a"), (x, y, a, b, eps, tol))`.
+    """
     return hand_over(partial(gradient_there, task, out), task, [jax.ShapeDtypeStruct(p[NAMES.index(u)].shape, p[0].dtype) for u in out], *p)
 
 @partial(gradient.defjvp, symbolic_zeros=True)
@@ -196,7 +224,10 @@ def _held_rule(p, dp):
     raise NotImplementedError("third derivatives need backend='xla'")
 
 def product(task:Task, names:tuple, p, v:list): # variables, and a direction in each
-    "The Hessian of `value` in these variables, applied to v; linear in v, and its own transpose."
+    """The Hessian of `value` in these variables, applied to v; a list in their shapes, linear in v, and its own transpose.
+
+    Errors: `NotImplementedError` if it is differentiated in p. Source: nbs/25_jax_kernels. Example: `product(task, ("x",), p, [v])[0]`.
+    """
     p = held(tuple(p))
     def run(v): return hand_over(partial(product_there, task, names), task, [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in v], *p, *v)
     if not any(isinstance(t, jax.core.Tracer) for t in (*p, *v)): return run(v)

@@ -21,7 +21,7 @@ from .core import _is
 from .jax_dual import *
 from .jax import *
 from .solve import check_count
-from .torch_sinkhorn_hessian import TorchSinkhornHessian, check_problem, method_of
+from .torch_sinkhorn_hessian import TorchSinkhornHessian, check_problem, check_transport, method_of
 from . import jax_kernels, torch_sinkhorn_hessian
 
 # %% ../nbs/26_jax_sinkhorn_hessian.ipynb #acee7b23
@@ -79,7 +79,21 @@ def _described(p, c, f, g, info, x, y, tol):
 
 # %% ../nbs/26_jax_sinkhorn_hessian.ipynb #5cfaee4d
 class SinkhornHessian:
-    "Entropic transport with analytic derivatives in `x`: solve, then ask. Same methods as `TorchSinkhornHessian`, in JAX."
+    """Entropic transport with analytic derivatives in `x`: solve, then ask. Same methods as `TorchSinkhornHessian`, in JAX.
+
+    `solve_ott` gives a `Transport`; `dOTdx`, `compute_hessian`, `hessian_vector_product` take it. `hess_loss_analytical`,
+    `hess_loss_implicit`, `hess_loss_unroll` take the problem, and find the same Hessian in three ways.
+
+    Shapes: x (n, d), y (m, d), mu (n,), nu (m,), `jax.Array`s; gradient (n, d), Hessian (n, d, n, d).
+
+    Units: `epsilon` and costs are lengths squared; `threshold` is a mass (L1 marginal error); `svd_thr`, `tau2` are relative, without unit.
+
+    Errors: `ValueError` for another `dtype` or `backend`, an `svd_thr` not positive, or float64 without `jax_enable_x64`; `RuntimeError` for `use_keops=True`.
+
+    Source: nbs/05_hessian (closed form), nbs/06_hvp (products); the research code's interface is compared in nbs/26_jax_sinkhorn_hessian.
+
+    Example: `S = SinkhornHessian(); S.compute_hessian(S.solve_ott(x, y, epsilon=.1))`.
+    """
     def __init__(self,
         svd_thr:float=1e-10,   # drop eigenvalues of the scaled Schur complement, in [0, 1], up to this one
         use_compile:bool=True, # False: run operation by operation
@@ -111,7 +125,15 @@ def _solve_ott(self,
     epsilon=.1,        # regularisation, in units of the squared distance
     threshold=1e-9,    # L1 marginal error to reach
 ) -> Transport: # reg_ot_cost, matrix, f, g, geom, a, b, converged
-    "Solve entropic transport for the cost |x - y|^2. Warns if the threshold is not reached."
+    """Solve entropic transport for the cost |x - y|^2; entropy is relative to the product of the marginals.
+
+    Shapes: x (n, d), y (m, d), mu (n,), nu (m,); converted to the class's dtype. Units: `epsilon`, cost and potentials are lengths squared,
+    `threshold` is a mass. `P_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon)` is `matrix`, and <a, f> = <b, g>.
+
+    Errors: `TypeError` or `ValueError` that names x, y, mu, nu, epsilon or threshold; `ConvergenceWarning` above `threshold`.
+
+    Source: `maximise_dual` (nbs/23_jax_dual). Not differentiable: that is `reg_ot_cost`. Example: `S.solve_ott(x, y, epsilon=.1).reg_ot_cost`.
+    """
     x, y, mu, nu = (t.astype(self.dtype) if isinstance(t, jax.Array) and jnp.issubdtype(t.dtype, jnp.floating) else t for t in (x, y, mu, nu))
     check_problem(as_tensor("x", x), as_tensor("y", y, "(m, d)"), as_tensor("mu", mu, "(n,)", True), as_tensor("nu", nu, "(m,)", True),
                   *(float(t) if isinstance(t, jax.Array) and t.ndim == 0 else t for t in (epsilon, threshold)))
@@ -143,12 +165,23 @@ def closed_hessian(p:Problem, f, g, svd_thr): # centred problem, its potentials,
 
 @_method
 def _compute_hessian(self, ot:Transport) -> jax.Array: # (n, d, n, d)
-    "Hessian of the entropic cost in `x`, in closed form; the spectrum is cut at `svd_thr`. Memory (n d)^2."
+    """Hessian (n, d, n, d) of the entropic cost in `x`, in closed form; without unit. Time (n d)^2 min(n, m), memory (n d)^2 + n m d.
+
+    Explicit part `2 r_i I - 4/eps Cov_i` on the diagonal, and the potentials' response through the scaled Schur complement, whose
+    eigenvalues up to `svd_thr` are dropped: the null direction is one.
+
+    Source: nbs/05_hessian. Example: `S.compute_hessian(ot)[0, :, 0]` is the first point's (d, d) block.
+    """
+    check_transport(ot, Transport)
     with self._run(): return closed_hessian(ot.problem, *ot.potentials, self.svd_thr)
 
 @_method
 def _dOTdx(self, ot:Transport) -> jax.Array: # (n, d)
-    "Gradient of the entropic cost in `x`, `2 r_i (x_i - T_i)`."
+    """Gradient (n, d) of the entropic cost in `x`, `2 r_i (x_i - T_i)` with r = P 1 and T = P y / r; a length (cost over length).
+
+    Source: envelope theorem (nbs/03_gradient). Example: `S.dOTdx(S.solve_ott(x, y))`.
+    """
+    check_transport(ot, Transport)
     p, (f, g), c = ot.problem, ot.potentials, ot.geom.x.mean(0) - ot.geom.y.mean(0)
     if (task := self._task(p.x)) is not None: return jax_kernels.gradient(task, ("x",), _asked(ot))[0]
     with self._run(): return _gradient(p, f, g) + 2*ot.a[:, None]*c
@@ -180,8 +213,15 @@ def _hessian_vector_product(self,
     tau2:float=1e-5,     # ridge: eps tau2 is added to the diagonal of the Schur complement; 0 is exact
     max_cg_iter:int=200, # conjugate gradient steps, at most
 ) -> jax.Array: # the shape of A
-    "Hessian of the entropic cost in `x` applied to A, in memory (n + m) d."
-    shape = ot.problem.x.shape
+    """Hessian of the entropic cost in `x` applied to A, in memory (n + m) d: conjugate gradients on the scaled Schur complement.
+
+    Shapes: A (n, d) or (k, n, d), and the same comes back. `tau2` biases by about `tau2` in relative terms; 0 is exact.
+
+    Errors: `TypeError` or `ValueError` that names A, tau2 or max_cg_iter; `ConvergenceWarning` if conjugate gradients fall short.
+
+    Source: nbs/06_hvp. Example: `S.hessian_vector_product(ot, jnp.sin(x), tau2=0.)`.
+    """
+    shape = check_transport(ot, Transport).problem.x.shape
     if not isinstance(A, jax.Array): raise TypeError(f"A must be a jax.Array of shape (n, d), or a stack of k of them; got {_is(A)}")
     if A.shape[-2:] != shape or A.ndim > 3: raise ValueError(f"A must have shape (n, d), or a stack of k of them, here {shape}; got {A.shape}")
     if tau2 != 0: tau2 = check_positive("tau2", tau2)
@@ -198,7 +238,10 @@ def _product_there(self, task, ot, A, tau2, max_cg_iter): # by the PyTorch class
 # %% ../nbs/26_jax_sinkhorn_hessian.ipynb #c987e773
 @_method
 def _hess_loss_analytical(self, x, y, mu, nu, eps, thr) -> jax.Array: # as for `solve_ott`; (n, d, n, d)
-    "Hessian of the entropic cost in `x`, in closed form."
+    """Hessian (n, d, n, d) of the entropic cost in `x`, in closed form: `compute_hessian` of `solve_ott`, whose arguments and errors it has.
+
+    Source: nbs/05_hessian. Example: `S.hess_loss_analytical(x, y, mu, nu, .1, 1e-9)`.
+    """
     return self.compute_hessian(self.solve_ott(x, y, mu, nu, eps, thr))
 
 @jax.jit
@@ -206,7 +249,10 @@ def _implicit(p, tol): return jax.hessian(lambda x: cost(Options(), p._replace(x
 
 @_method
 def _hess_loss_implicit(self, x, y, mu, nu, eps, thr) -> jax.Array: # as for `solve_ott`; (n, d, n, d)
-    "Hessian of the entropic cost in `x`: `jax.hessian` of the cost, by the rules for the cost and its potentials."
+    """Hessian (n, d, n, d) of the entropic cost in `x` by implicit differentiation: `jax.hessian` of the cost, by the rules for the cost and its potentials. Arguments and errors of `solve_ott`.
+
+    Source: nbs/04_implicit_diff, nbs/24_jax. Example: `S.hess_loss_implicit(x, y, mu, nu, .1, 1e-9)`.
+    """
     ot = self.solve_ott(x, y, mu, nu, eps, thr)
     with self._run(): return _implicit(ot.problem, jnp.asarray(thr, self.dtype))
 
@@ -229,7 +275,12 @@ def count_iterations(p:Problem, tol, max_iter:int): # centred problem, marginal 
 
 @_method
 def _hess_loss_unroll(self, x, y, mu, nu, eps, thr, max_iter:int=2000) -> jax.Array: # as for `solve_ott`; (n, d, n, d)
-    "Hessian of the entropic cost in `x` by autodiff through the unrolled loop. Weights must be positive."
+    """Hessian (n, d, n, d) of the entropic cost in `x` by `jax.hessian` through the unrolled Sinkhorn loop, as many iterations as `thr` needs.
+
+    Errors: those of `solve_ott`; `ValueError` for a weight of zero; `ConvergenceWarning` if `max_iter` iterations do not reach `thr`.
+
+    Source: nbs/02_sinkhorn (the loop). Example: `S.hess_loss_unroll(x, y, mu, nu, .1, 1e-9)`.
+    """
     ot = self.solve_ott(x, y, mu, nu, eps, thr)
     check_positive("the smallest weight of mu and nu", float(jnp.minimum(ot.a.min(), ot.b.min())))
     n, err = jax.jit(count_iterations, static_argnums=2)(ot.problem, thr, max_iter)
@@ -251,7 +302,19 @@ def lineax_solver(lin, b, lin_t=None, symmetric=False, rtol=1e-12, atol=0., max_
     return lineax.linear_solve(op, b if symmetric else lin_t(b), alg, throw=False).value
 
 class ImplicitDiff:
-    "Apply minus the inverse transposed Jacobian of the preconditioned first-order conditions, never forming the plan."
+    """Apply minus the inverse transposed Jacobian of the preconditioned first-order conditions; see `ImplicitDiff.solve`.
+
+    With M the matrix of implicit differentiation and H the slopes h'(r), h'(c) of the preconditioner, the Jacobian is H M. The smaller
+    Schur complement is solved, by matrix-free products with the plan: memory (n + m) d, except for "cholesky", min(n, m)^2.
+
+    Shapes: a pair (n,), (m,) in, a pair (n,), (m,) out. Units: gr is a derivative in the potentials; the answer has that times cost (h = eps log).
+
+    Errors: `ValueError` for a `solver` or `preconditioner` that is neither a name nor callable; `ImportError` for "lineax" without lineax.
+
+    Source: OTT-JAX's class of this name; derived in nbs/22_implicit_diff_api, in JAX in nbs/26_jax_sinkhorn_hessian.
+
+    Example: `ImplicitDiff("cholesky").solve((gf, gg), SinkhornHessian().solve_ott(x, y))`.
+    """
     def __init__(self,
         solver="cg",              # "cg", "cholesky", "lineax", or a function (lin, b, lin_t, symmetric) -> solution
         preconditioner="eps_log", # "eps_log", "identity", or a function of a marginal, elementwise
@@ -272,7 +335,10 @@ def implicit_solve(
     problem, f=None, g=None, # a Transport; or a Problem with its potentials
     options=Options(), # penalties on the marginals
 ) -> tuple: # (n,), (m,)
-    "Minus the inverse transposed Jacobian applied to gr. Balanced, gr's part along (1, -1) has no preimage and is dropped."
+    """Minus the inverse transposed Jacobian applied to gr, a pair (n,), (m,). Balanced, gr's part along (1, -1) has no preimage and is dropped.
+
+    Works under `jit` and `vmap`. Points without weight get zero. Source: `-H^-1 M^+ gr`, nbs/22_implicit_diff_api. Example: see the class.
+    """
     if isinstance(problem, Transport): problem, (f, g) = problem.problem, problem.potentials
     if len(problem.x) < len(problem.y): return implicit_solve(self, gr[::-1], problem.T, g, f, options.T)[::-1]
     o, p = options, problem

@@ -180,6 +180,17 @@ def test_kernels_of_the_other_framework():
     with pytest.warns(ConvergenceWarning): reg_ot_cost(x, y, a, b, .01, backend='streaming', max_iter=2)
 
 @needs_jax
+@pytest.mark.parametrize('n,m,d', [(17, 15, 10), (30, 40, 3)])
+def test_small_problems_at_small_eps(n, m, d):
+    "Newton along a path of eps: few rounds where alternating updates need thousands; one compilation, a batch of eps too."
+    from flash_sinkhorn_hessian.jax_dual import Options, Problem, maximise_dual
+    p = random_problem(n, m, d, seed=1); x, y, a, b = arrays(p); x, y = x - x.mean(0), y - y.mean(0)
+    eps = jnp.asarray([1., .1, .01, .001])*((x[:, None] - y)**2).sum(-1).mean()
+    info = jax.jit(jax.vmap(lambda e: maximise_dual(Options(), Problem(x, y, a, b, e), 1e-10)[2]))(eps)
+    assert (info.marginal_error <= 1e-10).all() and (info.n_iter <= 60).all()
+    for e, v in zip(eps, info.value): assert rel(v, package.solve(torch.from_numpy(np.array(x)), torch.from_numpy(np.array(y)), p['a'], p['b'], eps=float(e), tol=1e-10).value) <= VALUE
+
+@needs_jax
 def test_product_is_compiled_once_and_needs_linear_memory():
     n = 3000
     s = [jax.ShapeDtypeStruct(k, jnp.float64) for k in ((n, 3), (n, 3), (n,), (n,), ())]
@@ -190,7 +201,7 @@ def test_product_is_compiled_once_and_needs_linear_memory():
     ot = S.solve_ott(*arrays(random_problem(9, 7, seed=5)), epsilon=.3); S.hessian_vector_product(ot, jnp.zeros((9, 3)), tau2=0.)
     assert product._cache_size() == before
 
-BAD = {'a total': (dict(a=2.), 'a must sum to 1'), 'nan': (dict(x=np.nan), 'x must be finite'), 'eps': (dict(eps=0.), 'eps must be positive'), 'eps string': (dict(eps='1'), 'eps must be a positive number'),
+BAD = {'a total': (dict(a=2.), 'a must sum to 1'), 'nan': (dict(x=np.nan), 'x must be finite'), 'eps': (dict(eps=0.), 'eps must be positive'), 'eps string': (dict(eps='1'), 'eps must be a positive number'), 'eps tiny': (dict(eps=1e-300), 'eps=1e-300 is too small for float64'),
        'dimension': (dict(y=None), 'points of the same dimension'), 'weights': (dict(b=None), 'b must have shape')}
 @needs_jax
 @pytest.mark.parametrize('name', BAD)
@@ -211,7 +222,8 @@ def test_wrong_kinds_and_options():
     x, y, a, b = arrays(random_problem(6, 5))
     for bad, words in ((lambda: reg_ot_cost(np.ones((2, 2)), y, a, b, .1), 'x must be a jax.Array'), (lambda: reg_ot_cost(x[None], y, a, b, .1), 'jax.vmap'),
                        (lambda: reg_ot_cost(x, y.astype(int), a, b, .1), 'y must have a floating-point dtype'), (lambda: reg_ot_cost(x, y, a, b, .1, max_iter=0), 'max_iter must be'),
-                       (lambda: reg_ot_cost(x, y, a, b, .1, reach=-1.), 'reach must be positive'),
+                       (lambda: reg_ot_cost(x, y, a, b, .1, reach=-1.), 'reach must be positive'), (lambda: jax.jit(lambda e: reg_ot_cost(x, y, a, b, e))(jnp.ones(2)), 'eps must be a scalar'),
+                       (lambda: SinkhornHessian().compute_hessian(x), 'ot must be a Transport'), (lambda: TorchSinkhornHessian().dOTdx(None), 'ot must be a Transport'),
                        (lambda: SinkhornHessian().solve_ott(x, y, b, b), 'mu must have shape'), (lambda: ImplicitDiff('lu'), 'solver must be')):
         with pytest.raises((TypeError, ValueError), match=words): bad()
 
@@ -220,7 +232,7 @@ def test_not_converged_is_said():
     x, y, a, b = arrays(random_problem(6, 5))
     with pytest.warns(ConvergenceWarning, match='marginal_error'):
         jax.vmap(lambda e: reg_ot_cost(x, y, a, b, e, max_iter=2))(jnp.asarray([.1, .2])).block_until_ready(); jax.effects_barrier()
-    with pytest.warns(ConvergenceWarning, match='threshold'): SinkhornHessian().solve_ott(x, y, a, b, .1, 1e-30)
+    with pytest.warns(ConvergenceWarning, match='threshold'): SinkhornHessian().solve_ott(*arrays(random_problem(37, 53)), .01, 1e-30)   # of a few points the error rounds to zero
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         reg_ot_cost(x, y, None, None, .1).block_until_ready(); jax.effects_barrier()
