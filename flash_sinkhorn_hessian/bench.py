@@ -53,6 +53,7 @@ def summary(times:list, busy:list, cold=None) -> dict: # seconds of calls, of pr
     low, mid, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times*3
     return dict(cold_s=cold, ms=1e3*mid, low_ms=1e3*low, high_ms=1e3*high, cpu_ms=1e3*statistics.median(busy), runs=len(times))
 
+# %% ../nbs/27_bench.ipynb #69aaf972
 def measure_new(
     run, make,              # function of one argument; function of none that makes it
     sync=lambda out=None: None, # waits for an answer, or for everything
@@ -187,6 +188,7 @@ def label(row:dict) -> str:
     if "size" in row: parts.append(f"v*{row['size']:g}")
     return " ".join(parts + ["new points"]*bool(row.get("fresh")))
 
+# %% ../nbs/27_bench.ipynb #1e8422b0
 class Runner:
     "Runs rows in workers, annotates them, and saves after each."
     def __init__(self, document:dict, path=None, timeout:float=120., budget:float=math.inf, verify=None, seconds:float=1., threads:int=None):
@@ -387,6 +389,7 @@ def compare(
         out.append(dict(row=r, old=o, ratio=ratio, verdict=verdict))
     return out
 
+# %% ../nbs/27_bench.ipynb #71224863
 BAD = ("lost", "worse", "slower")
 def compare_table(pairs:list): # rich.table.Table
     "The verdicts, worst first, this package before its peers."
@@ -423,6 +426,7 @@ def _sizes(s): # "flash=1000x3,500x3"
     if not re.fullmatch(r"[\w:]+=\d+x\d+(,\d+x\d+)*", s): raise argparse.ArgumentTypeError(f"must look like flash=10000x3,500x16; got {s!r}")
     return s.split("=")
 
+# %% ../nbs/27_bench.ipynb #c8dda99c
 EXAMPLES = """examples:
   forward --list                                 the rows, without running them
   forward,hvp --peers ott,pot --sizes 2000       two suites, two libraries, one size
