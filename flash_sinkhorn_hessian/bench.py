@@ -537,6 +537,7 @@ def run(args, argv:list) -> dict: # the document
     if args.list: [print(line(r)) for r in rows if r["task"] != "floors"]; return dict(rows=[])
     writable(json=args.json, csv=args.csv, plot=args.plot)
     document = dict(command="python -m flash_sinkhorn_hessian.bench " + " ".join(argv), machine=machine(wanted["device"]) | (dict(threads=args.threads) if args.threads else {}), versions={}, started=time.strftime("%Y-%m-%d %H:%M"), rows=[])
+    place = {key(_short(r)): i for i, r in enumerate(rows)}
     if args.resume and Path(args.json).exists(): rows = resume(document, read(args.json), rows)
     runner = Runner(document, args.json, args.timeout, args.budget, args.verify, args.seconds, args.threads); cold, tuned = {}, [key(r) for r in to_prewarm(rows)]
     try:
@@ -550,7 +551,7 @@ def run(args, argv:list) -> dict: # the document
             if early.get("cold_s"): out |= dict(cold_s=early["cold_s"], cached_s=out.get("cold_s"))
     except KeyboardInterrupt: document["interrupted"] = True
     finally: runner.close()
-    if args.json: save(document, args.json)
+    document["rows"].sort(key=lambda r: place.get(key(_short(r)), -1)); save(document, args.json)   # in the command's order, whenever they ran
     return document
 
 # %% ../nbs/27_bench.ipynb #3b7fb74d
