@@ -317,9 +317,10 @@ def judge(
 def verdicts(rows:list) -> list: # a line for each library
     "How often this package is ahead of the fastest mode of each library, and by how much."
     span = lambda ts: f"{min(ts):.3g}" + f" to {max(ts):.3g}"*(len(ts) > 1); families = list(dict.fromkeys(r["peer"].split(":")[0] for r in rows if r["peer"] != "ours")); lines = []
+    ours = {key(r)[:-1] for r in rows if r["peer"] == "ours" and best_ms(r)}
     for f in families:
         pairs = judge(rows, f); behind = [label(p["ours"]) for p in pairs if p["time"] < 1]; errors = [p["error"] for p in pairs if p["error"] and p["ours"]["task"] != "reach"]   # a solve stops at its target
-        lost = {key(r)[:-1] for r in rows if r["peer"].split(":")[0] == f} - {key(p["ours"])[:-1] for p in pairs}
+        lost = ours & {key(r)[:-1] for r in rows if r["peer"].split(":")[0] == f} - {key(p["ours"])[:-1] for p in pairs}
         line = f"{f}, fastest mode: behind this package on {len(pairs) - len(behind)} of {len(pairs)} rows"
         if pairs: line += f", by {span([p['time'] for p in pairs])} times"
         if errors: line += f"; its error {span(errors)} times as large, 50 and more on {sum(e >= 50 for e in errors)} of {len(errors)}"
