@@ -53,6 +53,7 @@ def summary(times:list, busy:list, cold=None) -> dict: # seconds of calls, of pr
     low, mid, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times*3
     return dict(cold_s=cold, ms=1e3*mid, low_ms=1e3*low, high_ms=1e3*high, cpu_ms=1e3*statistics.median(busy), runs=len(times))
 
+# %% ../nbs/27_bench.ipynb #69aaf972
 def measure_new(
     run, make,              # function of one argument; function of none that makes it
     sync=lambda out=None: None, # waits for an answer, or for everything
@@ -187,6 +188,7 @@ def label(row:dict) -> str:
     if "size" in row: parts.append(f"v*{row['size']:g}")
     return " ".join(parts + ["new points"]*bool(row.get("fresh")))
 
+# %% ../nbs/27_bench.ipynb #1e8422b0
 class Runner:
     "Runs rows in workers, annotates them, and saves after each."
     def __init__(self, document:dict, path=None, timeout:float=120., budget:float=math.inf, verify=None, seconds:float=1., threads:int=None):
@@ -315,9 +317,10 @@ def judge(
 def verdicts(rows:list) -> list: # a line for each library
     "How often this package is ahead of the fastest mode of each library, and by how much."
     span = lambda ts: f"{min(ts):.3g}" + f" to {max(ts):.3g}"*(len(ts) > 1); families = list(dict.fromkeys(r["peer"].split(":")[0] for r in rows if r["peer"] != "ours")); lines = []
+    ours = {key(r)[:-1] for r in rows if r["peer"] == "ours" and best_ms(r)}
     for f in families:
         pairs = judge(rows, f); behind = [label(p["ours"]) for p in pairs if p["time"] < 1]; errors = [p["error"] for p in pairs if p["error"] and p["ours"]["task"] != "reach"]   # a solve stops at its target
-        lost = {key(r)[:-1] for r in rows if r["peer"].split(":")[0] == f} - {key(p["ours"])[:-1] for p in pairs}
+        lost = ours & {key(r)[:-1] for r in rows if r["peer"].split(":")[0] == f} - {key(p["ours"])[:-1] for p in pairs}
         line = f"{f}, fastest mode: behind this package on {len(pairs) - len(behind)} of {len(pairs)} rows"
         if pairs: line += f", by {span([p['time'] for p in pairs])} times"
         if errors: line += f"; its error {span(errors)} times as large, 50 and more on {sum(e >= 50 for e in errors)} of {len(errors)}"
@@ -387,6 +390,7 @@ def compare(
         out.append(dict(row=r, old=o, ratio=ratio, verdict=verdict))
     return out
 
+# %% ../nbs/27_bench.ipynb #71224863
 BAD = ("lost", "worse", "slower")
 def compare_table(pairs:list): # rich.table.Table
     "The verdicts, worst first, this package before its peers."
@@ -423,6 +427,7 @@ def _sizes(s): # "flash=1000x3,500x3"
     if not re.fullmatch(r"[\w:]+=\d+x\d+(,\d+x\d+)*", s): raise argparse.ArgumentTypeError(f"must look like flash=10000x3,500x16; got {s!r}")
     return s.split("=")
 
+# %% ../nbs/27_bench.ipynb #c8dda99c
 EXAMPLES = """examples:
   forward --list                                 the rows, without running them
   forward,hvp --peers ott,pot --sizes 2000       two suites, two libraries, one size
@@ -533,6 +538,7 @@ def run(args, argv:list) -> dict: # the document
     if args.list: [print(line(r)) for r in rows if r["task"] != "floors"]; return dict(rows=[])
     writable(json=args.json, csv=args.csv, plot=args.plot)
     document = dict(command="python -m flash_sinkhorn_hessian.bench " + " ".join(argv), machine=machine(wanted["device"]) | (dict(threads=args.threads) if args.threads else {}), versions={}, started=time.strftime("%Y-%m-%d %H:%M"), rows=[])
+    place = {key(_short(r)): i for i, r in enumerate(rows)}
     if args.resume and Path(args.json).exists(): rows = resume(document, read(args.json), rows)
     runner = Runner(document, args.json, args.timeout, args.budget, args.verify, args.seconds, args.threads); cold, tuned = {}, [key(r) for r in to_prewarm(rows)]
     try:
@@ -546,7 +552,7 @@ def run(args, argv:list) -> dict: # the document
             if early.get("cold_s"): out |= dict(cold_s=early["cold_s"], cached_s=out.get("cold_s"))
     except KeyboardInterrupt: document["interrupted"] = True
     finally: runner.close()
-    if args.json: save(document, args.json)
+    document["rows"].sort(key=lambda r: place.get(key(_short(r)), -1)); save(document, args.json)   # in the command's order, whenever they ran
     return document
 
 # %% ../nbs/27_bench.ipynb #3b7fb74d
