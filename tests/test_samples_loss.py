@@ -263,6 +263,19 @@ def test_nothing_outlives_its_graph():
     try: assert sol() is None
     finally: gc.enable()
 
+@pytest.mark.parametrize("backend", ("dense", "streaming"))
+def test_a_step_frees_its_memory_at_once(backend):
+    "Nothing of a value and its gradient waits for the garbage collector."
+    P, L = random_problem(20, 30, 3), SamplesLoss(backend=backend)
+    def step(P): x = P["x"].clone().requires_grad_(); grad(L(P["a"], x, P["b"], P["y"]).sum(), x)
+    alive = lambda: sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+    for P in (P, random_problem(20, 30, 3, batch=2)):
+        step(P); gc.collect(); gc.disable()
+        try:
+            before = alive(); step(P); step(P)
+            assert alive() == before
+        finally: gc.enable()
+
 def test_column_sums_repeat_themselves():
     "However many threads there are, their sums are added in the order of their rows."
     from flash_sinkhorn_hessian.dual_energy import Problem
