@@ -71,6 +71,7 @@ def unlink(
     "A geometry and its transpose know each other, and would wait for the garbage collector, memory of a GPU included: let them go at once."
     for g in (p.geom, *(getattr(p.geom, "_parts", None) or ())):
         if getattr(g, "_T", None) is not None: g._T = None
+        if getattr(g, "_graphs", None): g._graphs.clear()
 
 def anneal(
     p:Problem,      # problem, at any regularisation
