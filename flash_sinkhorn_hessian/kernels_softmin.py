@@ -518,7 +518,7 @@ def device_ms(
     stream = torch.cuda.Stream(); stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream): fn()
     torch.cuda.synchronize(); graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         for _ in range(reps): fn()
     times = []
     for _ in range(tries + 2):

@@ -144,10 +144,10 @@ def _geometry(method): # add a method to the class, in the cell that explains it
     return method
 
 def capture(fn):
-    "Record a function of no arguments as a CUDA graph: the graph, and its static result. No garbage is collected meanwhile: an old graph that dies ends a recording."
+    "Record a function of no arguments as a CUDA graph: the graph, and its static result. No garbage is collected meanwhile: an old graph that dies ends a recording; what other threads compile does not."
     torch.cuda.synchronize(); graph, on = torch.cuda.CUDAGraph(), gc.isenabled(); gc.disable()
     try:
-        with torch.cuda.graph(graph): out = fn()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"): out = fn()
     finally:
         if on: gc.enable()
     return graph, out
