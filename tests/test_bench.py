@@ -86,7 +86,8 @@ def test_interrupted(tmp_path):
     "Ctrl-C in the middle of a row (one that takes many seconds at this size): the rows before it are in the file, the exit status says so, and --resume does the rest."
     argv = ['forward', '--device', 'cpu', '--peers', 'ours', '--sizes', '2000', '--dims', '2', '--only', 'half-step|symmetric', '--json', str(tmp_path/'a.json')]
     env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
-    p = subprocess.Popen([sys.executable, '-m', 'flash_sinkhorn_hessian.bench', *argv, '--seconds', '1000'], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    p = subprocess.Popen([sys.executable, '-m', 'flash_sinkhorn_hessian.bench', *argv, '--seconds', '1000'], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))          # a shell's background job ignores it, and hands that on
     while p.poll() is None and not (tmp_path/'a.json').exists(): time.sleep(.05)   # after the floors
     time.sleep(.3); p.send_signal(signal.SIGINT); out, _ = p.communicate(timeout=60)
     assert p.returncode == 130 and 'Interrupted; --resume goes on' in out and 'Traceback' not in out, out[-2000:]
