@@ -6,10 +6,10 @@
 __all__ = ['INTERPRETED', 'LOG2E', 'BITS', 'BLOCK', 'CAT', 'THREE', 'LOOP', 'DIRECT', 'PRODUCT', 'LIMIT', 'CHAINED', 'POWER',
            'mend_interpreter', 'launch', 'rehearsal', 'padded', 'split_half', 'layout', 'spare', 'Operand', 'operand',
            'tile_rows', 'tile_product', 'tile_at', 'biased', 'whole_and_rest', 'put_bias', 'bias_kernel', 'Scores',
-           'prepare', 'column_bias', 'online_rows', 'chained', 'in_turn', 'finish_rows', 'powers_asm', 'powers',
-           'marginal_kernel', 'finish_tile', 'finish_kernel', 'marginal_config', 'small_tile', 'parts', 'sweep',
-           'row_lse', 'totals_kernel', 'both_config', 'both', 'marginals', 'finish_both_kernel', 'both_updates',
-           'device_ms']
+           'balanced', 'prepare', 'column_bias', 'online_rows', 'chained', 'in_turn', 'finish_rows', 'powers_asm',
+           'powers', 'marginal_kernel', 'finish_tile', 'finish_kernel', 'marginal_config', 'small_tile', 'parts',
+           'sweep', 'row_lse', 'totals_kernel', 'both_config', 'both', 'marginals', 'finish_both_kernel',
+           'both_updates', 'device_ms']
 
 # %% ../nbs/12_kernels_softmin.ipynb #4721fa5e
 import math
@@ -192,9 +192,10 @@ def tile_at(ptr, b, i0, N, depth, MODE: tl.constexpr, K: tl.constexpr):
     return ptr + at
 
 @triton.jit
-def biased(s, bias, scale, MODE: tl.constexpr):
-    "Score plus bias with one rounding: `s + bias`, or `bias - scale s` where s is a squared distance."
+def biased(s, bias, scale, MODE: tl.constexpr, SCALED: tl.constexpr = False):
+    "Score plus bias with one rounding: `s + bias` (SCALED: `scale s + bias`), or `bias - scale s` where s is a squared distance."
     if MODE == 3: return tl.fma(s, tl.zeros_like(s) - scale, bias)
+    elif SCALED: return tl.fma(s, tl.zeros_like(s) + scale, bias)
     else: return s + bias
 
 # %% ../nbs/12_kernels_softmin.ipynb #c6034cfd
@@ -214,12 +215,14 @@ def put_bias(ah, hi, SLOT: tl.constexpr, K: tl.constexpr):
 _RUNTIME = ["n", "m", "NB", "MB", "depth", "tiles", "tilesT", "batch", "per", "S", "scale", "chunks", "q", "k", "ka", "kb", "W", "deep", "unit", "sink"]
 
 @triton.jit(do_not_specialize=_RUNTIME)
-def bias_kernel(v_ptr, sq_ptr, hi_ptr, w_ptr, par_ptr, la_ptr, m, MB, UNIT: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
-    "Column biases `v_j - |y_j|^2/eps` in bits: a whole number for the scores, a factor for the sums. UNIT: v is a potential, in units of its own, of points with log weights."
+def bias_kernel(v_ptr, sq_ptr, hi_ptr, w_ptr, par_ptr, la_ptr, m, MB, UNIT: tl.constexpr, SCALED: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
+    "Column biases `v_j - |y_j|^2/eps` in bits: a whole number for the scores, a factor for the sums. UNIT: v is a potential, in units of its own, of points with log weights; SCALED: the squares are those of another regularisation."
     b = (tl.program_id(0) // MB).to(tl.int64); j = tl.program_id(0) % MB * BLOCK + tl.arange(0, BLOCK); at = b*MB*BLOCK + j
     v = tl.load(v_ptr + b*m + j, mask=j < m, other=-float("inf"))
     if UNIT: v = v*tl.load(par_ptr) + tl.load(la_ptr + b*m + j, mask=j < m, other=-float("inf"))
-    hi, rest = whole_and_rest(v*BITS - tl.load(sq_ptr + at), F)
+    sq = tl.load(sq_ptr + at)
+    if SCALED: sq = sq*tl.load(par_ptr + 3)
+    hi, rest = whole_and_rest(v*BITS - sq, F)
     tl.store(hi_ptr + at, hi); tl.store(w_ptr + at, tl.exp2(rest).to(F))
 
 # %% ../nbs/12_kernels_softmin.ipynb #b1567d73
@@ -234,12 +237,20 @@ class Scores:
     sqx:Tensor; sqy:Tensor # (B, blocks * BLOCK) float64: squared norms in bits, zero in DIRECT mode
     scale:float=1.         # bits for a squared distance, in DIRECT mode
     d:int=0                # dimension
+    scaled:bool=False      # laid out for another regularisation: the fourth constant of an iteration is the ratio
     @property
-    def slot(self): return spare(self.d, self.K) if self.mode == CAT else 0
+    def slot(self): return spare(self.d, self.K) if self.mode == CAT and not self.scaled else 0
     @property
     def T(self): return replace(self, x=self.y, y=self.x, sqx=self.sqy, sqy=self.sqx)
     @property
     def F(self): return _F[self.dtype]
+
+def balanced(
+    rx:float, ry:float, # largest norms
+) -> tuple: # their factors
+    "Factors that share a scale between two clouds of different size."
+    t = (ry/rx)**.5 if rx > 0 and ry > 0 else 1.
+    return t, 1/t
 
 def prepare(
     x:Tensor, y:Tensor, # (B, n, d), (B, m, d) centred points in the working dtype; one tensor twice is laid out once
@@ -247,6 +258,7 @@ def prepare(
     radii:tuple,        # largest norm in each cloud
     exact:bool=None,    # differences instead of the expanded square? None: where the limit says so
     doubles:dict=None,  # remembers what the next regularisation of the same clouds may use
+    balance:tuple=None, # a factor for each cloud, on the device, where the radii may change under a recording
 ) -> Scores:
     "Choose the form of the scores and lay both clouds out for it."
     (rx, ry), c = radii, 2*LOG2E/eps; known = {} if doubles is None else doubles
@@ -261,8 +273,9 @@ def prepare(
         scale = c/2; s = scale**.5 if x.dtype == torch.float64 else 1.
         lay, scale = (lambda side, t: operand(t*s if s != 1 else t, mode, K)), scale/(s*s)
     else:
-        balance, scale = (ry/rx)**.5 if rx > 0 and ry > 0 else 1., 1.
-        lay = lambda side, t: operand((known[side][0] if side in known else t.double())*(c**.5*(balance if side == "x" else 1/balance)), mode, K)
+        if balance is None: balance = balanced(rx, ry)
+        scale = 1.
+        lay = lambda side, t: operand((known[side][0] if side in known else t.double())*(c**.5*balance[int(side == "y")]), mode, K)
     def one(side, t): o = lay(side, t); return o, norms(side, t, o)
     ox, sqx = one("x", x); oy, sqy = (ox, sqx) if y is x else one("y", y)
     return Scores(mode, K, x.dtype, len(x), ox, oy, sqx, sqy, scale, x.shape[-1])
@@ -273,12 +286,12 @@ def column_bias(
 ) -> tuple: # whole numbers and factors, (B, blocks * BLOCK)
     "Prepare the biases of the columns."
     hi = torch.empty(s.batch, s.y.blocks*BLOCK, dtype=s.dtype, device=v.device); w = torch.empty_like(hi)
-    launch(bias_kernel, (s.batch*s.y.blocks,), v, s.sqy, hi, w, v if par is None else par, v if la is None else la, s.y.n, s.y.blocks, UNIT=par is not None, F=s.F, BLOCK=BLOCK)
+    launch(bias_kernel, (s.batch*s.y.blocks,), v, s.sqy, hi, w, v if par is None else par, v if la is None else la, s.y.n, s.y.blocks, UNIT=par is not None, SCALED=s.scaled, F=s.F, BLOCK=BLOCK)
     return hi, w
 
 # %% ../nbs/12_kernels_softmin.ipynb #92235be5
 @triton.jit
-def online_rows(xh, xl, yh, yl, vh_ptr, vw_ptr, b, i0, NB, MB, depth, scale, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
+def online_rows(xh, xl, yh, yl, vh_ptr, vw_ptr, b, i0, NB, MB, depth, scale, SCALED: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
     "The safe pass: largest score of each row, and the sum relative to it."
     N = NB*128; M = MB*128
     x = tile_at(xh, b, i0, N, depth, MODE, K); x_low = tile_at(xl, b, i0, N, depth, MODE, K)
@@ -287,7 +300,7 @@ def online_rows(xh, xl, yh, yl, vh_ptr, vw_ptr, b, i0, NB, MB, depth, scale, MOD
     for j0 in range(0, M, BN):
         s = tile_product(ah, al, x, x_low, tile_at(yh, b, j0, M, depth, MODE, K), tile_at(yl, b, j0, M, depth, MODE, K), N, M, depth, scale, MODE, K, BM, BN, F)
         at = b*M + j0 + tl.arange(0, BN)
-        s = biased(s, tl.load(vh_ptr + at)[None, :] + tl.zeros_like(s), scale, MODE)
+        s = biased(s, tl.load(vh_ptr + at)[None, :] + tl.zeros_like(s), scale, MODE, SCALED)
         new = tl.maximum(top, tl.max(s, 1))
         acc = acc*tl.exp2(top - new) + tl.sum(tl.exp2(s - new[:, None])*tl.load(vw_ptr + at)[None, :], 1)
         top = new
@@ -313,16 +326,17 @@ def in_turn(CHAIN: tl.constexpr):
 # %% ../nbs/12_kernels_softmin.ipynb #ee0dec17
 @triton.jit
 def finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, own_ptr, b, i0, n, NB, MB, depth, scale, sink,
-                OWN: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
+                OWN: tl.constexpr, SCALED: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
     "From the sums of a tile of rows to log sums, by the safe pass if one left the range; sink: on to the new potential; OWN: the sums are relative to a bias of their own."
     i = i0 + tl.arange(0, BM); live = i < n; at = b*n + i
-    sq = tl.load(sqx_ptr + b*NB*128 + i)
+    sq = tl.load(sqx_ptr + b*NB*128 + i); score = scale
+    if SCALED: sq = sq*tl.load(par_ptr + 3); score = (tl.load(par_ptr + 3)*scale).to(F)
     u = tl.load(u_ptr + at, mask=live, other=0.0)
     if OWN: shift = tl.load(own_ptr + b*NB*128 + i, mask=live, other=0.0)
     else: shift, _ = whole_and_rest(u*tl.load(par_ptr)*BITS - sq, F)
     bad = (~((acc > 1e-27) & (acc < 1e36))) & live
     if tl.max(bad.to(tl.int32), 0) > 0:
-        top, acc = online_rows(xh, xl, yh, yl, vh_ptr, vw_ptr, b, i0, NB, MB, depth, scale, MODE, K, BM, BN, F)
+        top, acc = online_rows(xh, xl, yh, yl, vh_ptr, vw_ptr, b, i0, NB, MB, depth, score, SCALED, MODE, K, BM, BN, F)
         shift = -top
     lse = (tl.log2(acc).to(tl.float64) - shift.to(tl.float64) - sq)/BITS
     if sink != 0:
@@ -366,15 +380,17 @@ def powers(s, MODE: tl.constexpr):
 @triton.jit(do_not_specialize=_RUNTIME)
 def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr,
                     n, NB, MB, depth, tiles, per, S, scale, sink, gate_ptr,
-                    FUSE: tl.constexpr, COLS: tl.constexpr, GATE: tl.constexpr, SLOT: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, CHAIN: tl.constexpr):
-    "Row sums of `2^(score + u_i + v_j)` over one part of the columns; COLS: column sums from the same exponentials, of rows weighted by exp(la); SLOT: the bias of the rows is part of the product; GATE: nothing if the gate is shut."
+                    FUSE: tl.constexpr, COLS: tl.constexpr, GATE: tl.constexpr, SLOT: tl.constexpr, SCALED: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, CHAIN: tl.constexpr):
+    "Row sums of `2^(score + u_i + v_j)` over one part of the columns; COLS: column sums from the same exponentials, of rows weighted by exp(la); SLOT: the bias of the rows is part of the product; SCALED: the scores are those of another regularisation, times a ratio; GATE: nothing if the gate is shut."
     in_turn(CHAIN)
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128
     i = i0 + tl.arange(0, BM)
     x = tile_at(xh, b, i0, N, depth, MODE, K); x_low = tile_at(xl, b, i0, N, depth, MODE, K)
     ah, al = tile_rows(x, x_low, N, scale, MODE, K, BM, F)
     u = tl.load(u_ptr + b*n + i, mask=i < n, other=-float("inf"))
-    hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - tl.load(sqx_ptr + b*N + i), F)
+    sq = tl.load(sqx_ptr + b*N + i); score = scale
+    if SCALED: sq = sq*tl.load(par_ptr + 3); score = (tl.load(par_ptr + 3)*scale).to(F)
+    hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - sq, F)
     if SLOT > 0: ah = put_bias(ah, hi, SLOT, K)
     if COLS: weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
     acc = tl.zeros([BM], F)
@@ -384,15 +400,15 @@ def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, co
         s = tile_product(ah, al, x, x_low, tile_at(yh, b, j0, M, depth, MODE, K), tile_at(yl, b, j0, M, depth, MODE, K), N, M, depth, scale, MODE, K, BM, BN, F)
         at = b*M + j0 + tl.arange(0, BN)
         if SLOT > 0: p = powers(s + tl.load(vh_ptr + at)[None, :], MODE)
-        else: p = powers(biased(s, hi[:, None] + tl.load(vh_ptr + at)[None, :], scale, MODE), MODE)
+        else: p = powers(biased(s, hi[:, None] + tl.load(vh_ptr + at)[None, :], score, MODE, SCALED), MODE)
         acc += tl.sum(p*tl.load(vw_ptr + at)[None, :], 1)
         if COLS: tl.atomic_add(col_ptr + at, tl.sum(p*weight[:, None], 0), sem="relaxed")
-    if FUSE: finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, b, i0, n, NB, MB, depth, scale, sink, False, MODE, K, BM, BN, F)
+    if FUSE: finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, b, i0, n, NB, MB, depth, scale, sink, False, SCALED, MODE, K, BM, BN, F)
     else: tl.store(part_ptr + (tl.program_id(1).to(tl.int64)*tl.num_programs(0) + pid)*BM + tl.arange(0, BM), acc)
 
 @triton.jit
 def finish_tile(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, own_ptr, pid, all_tiles, n, NB, MB, depth, tiles, S, scale, sink,
-                OWN: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
+                OWN: tl.constexpr, SCALED: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
     "Add the parts of a tile of rows and finish it; with no parts (S = 0) go straight to the safe pass; OWN: a single part, left behind as zeros."
     b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM
     acc = tl.zeros([BM], F)
@@ -400,14 +416,14 @@ def finish_tile(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_pt
         part = s + tl.arange(0, 16)[:, None]
         acc += tl.sum(tl.load(part_ptr + (all_tiles.to(tl.int64)*part + pid)*BM + tl.arange(0, BM)[None, :], mask=part < S, other=0.0), 0)
     if OWN: tl.store(part_ptr + pid*BM + tl.arange(0, BM), tl.zeros([BM], F))
-    finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, own_ptr, b, i0, n, NB, MB, depth, scale, sink, OWN, MODE, K, BM, BN, F)
+    finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, own_ptr, b, i0, n, NB, MB, depth, scale, sink, OWN, SCALED, MODE, K, BM, BN, F)
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def finish_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr,
-                  n, NB, MB, depth, tiles, S, scale, sink, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
+                  n, NB, MB, depth, tiles, S, scale, sink, SCALED: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
     "Finish the rows, a tile a program."
     in_turn(CHAIN)
-    finish_tile(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, tl.program_id(0), tl.num_programs(0), n, NB, MB, depth, tiles, S, scale, sink, False, MODE, K, BM, BN, F)
+    finish_tile(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, tl.program_id(0), tl.num_programs(0), n, NB, MB, depth, tiles, S, scale, sink, False, SCALED, MODE, K, BM, BN, F)
 
 # %% ../nbs/12_kernels_softmin.ipynb #1859b577
 def marginal_config(
@@ -454,9 +470,9 @@ def sweep(
     head = (s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, part); kw = dict(MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F)
     if not safe:
         launch(marginal_kernel, (s.batch*tiles, S), *head, bias[0], *ends, s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, int(sink is not None), out,
-               warps=W, FUSE=fuse, COLS=False, GATE=False, SLOT=s.slot, **kw, NS=NS, CHAIN=chain)
+               warps=W, FUSE=fuse, COLS=False, GATE=False, SLOT=s.slot, SCALED=s.scaled, **kw, NS=NS, CHAIN=chain)
     if safe or not fuse:
-        launch(finish_kernel, (s.batch*tiles,), *head, *ends, s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, 0 if safe else S, s.scale, int(sink is not None), warps=W, **kw, CHAIN=chain)
+        launch(finish_kernel, (s.batch*tiles,), *head, *ends, s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, 0 if safe else S, s.scale, int(sink is not None), warps=W, SCALED=s.scaled, **kw, CHAIN=chain)
     return out
 
 def row_lse(
@@ -493,7 +509,7 @@ def both(
     BM, BN, W, NS, want = cfg or both_config(s); tiles, per, S = parts(s, BM, BN, want)
     rows = torch.empty(S, s.batch, tiles*BM, dtype=s.dtype, device=u.device); cols = torch.zeros_like(bias[0]) if cols is None else cols
     launch(marginal_kernel, (s.batch*tiles, S), s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols, u, par, la, u, *bias, u,
-           s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chained(u.device), regs=168 if s.mode == CAT else None)   # three programs a multiprocessor
+           s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, SCALED=False, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chained(u.device), regs=168 if s.mode == CAT else None)   # three programs a multiprocessor
     return rows, cols, tiles, S
 
 def marginals(
@@ -514,8 +530,8 @@ def finish_both_kernel(xh, xr, xl, yh, yr, yl, u_ptr, v_ptr, sqx_ptr, sqy_ptr, v
     in_turn(CHAIN)
     pid = tl.program_id(0)
     if tl.program_id(1) == 0:
-        if pid < batch*tiles: finish_tile(xh, xl, yr, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, row_ptr, f_ptr, par_ptr, la_ptr, a_ptr, nuh_ptr, nuw_ptr, err_ptr, vh_ptr, pid, batch*tiles, n, NB, MB, depth, tiles, S, scale, 1, False, MODE, K, BM, BN, F)
-    elif pid < batch*tilesT: finish_tile(yh, yl, xr, xl, v_ptr, sqy_ptr, uh_ptr, uw_ptr, col_ptr, g_ptr, parT_ptr, lb_ptr, b_ptr, nvh_ptr, nvw_ptr, errT_ptr, vh_ptr, pid, batch*tilesT, m, MB, NB, depth, tilesT, 1, scale, 1, True, MODE, K, BM, BN, F)
+        if pid < batch*tiles: finish_tile(xh, xl, yr, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, row_ptr, f_ptr, par_ptr, la_ptr, a_ptr, nuh_ptr, nuw_ptr, err_ptr, vh_ptr, pid, batch*tiles, n, NB, MB, depth, tiles, S, scale, 1, False, False, MODE, K, BM, BN, F)
+    elif pid < batch*tilesT: finish_tile(yh, yl, xr, xl, v_ptr, sqy_ptr, uh_ptr, uw_ptr, col_ptr, g_ptr, parT_ptr, lb_ptr, b_ptr, nvh_ptr, nvw_ptr, errT_ptr, vh_ptr, pid, batch*tilesT, m, MB, NB, depth, tilesT, 1, scale, 1, True, False, MODE, K, BM, BN, F)
 
 def both_updates(
     s:Scores, f:Tensor, g:Tensor,  # (B, n), (B, m) potentials

@@ -83,6 +83,8 @@ def anneal(
 ) -> Annealed:
     """GeomLoss's loop, streamed: symmetric steps down a schedule (Feydy et al. 2019; where one marginal is relaxed, with the constant of Séjourné, Vialard and Peyré 2022).
     Costs one pass over the n x m scores for each update, memory O((n + m) d). Nothing is raised if it has not converged: `change` tells."""
+    whole = getattr(p.geom, "anneal", None)               # a geometry may know how to do all of it at once
+    if whole and threshold is None and not alternating and math.isinf(p.rho_x) == math.isinf(p.rho_y) and (out := whole(p, levels, last)) is not None: return Annealed(p.at(levels[-1]), *out)
     step, last = (alternate, False) if alternating else (self_step if p.symmetric else symmetric_step, last)
     both = lambda p, f, g: shifted(p, (h := update(p, f, g)), h if p.symmetric else update(p.T, g, f))
     p, f, g = p.at(levels[0]), torch.zeros_like(p.a), torch.zeros_like(p.b)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'triton_ready', 'sized', 'other_sizes', 'half_steps', 'products', 'rehearse', 'version', 'TritonGeometry',
-           'capture', 'RecordedProduct', 'positive', 'Recorded']
+           'capture', 'RecordedProduct', 'positive', 'Recorded', 'level_constants', 'Descent']
 
 # %% ../nbs/14_triton.ipynb #8c4136fa
 import gc, math, threading
+from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import replace
 from functools import wraps
@@ -53,7 +54,7 @@ def half_steps(
 ):
     "Launch what an iteration launches. To be called in a rehearsal."
     new = lambda *shape: torch.empty(*shape, dtype=torch.float64, device=s.sqx.device); B, n, m = s.batch, s.x.n, s.y.n
-    u, v, par, err = new(B, n), new(B, m), new(4)[:3], new(B*s.x.blocks*BLOCK); bias = column_bias(s, v, par, v)
+    u, v, par, err = new(B, n), new(B, m), new(4), new(B*s.x.blocks*BLOCK); bias = column_bias(s, v, par, v)
     sweep(s, u, bias, new(B, n), par, (u, u, *column_bias(s.T, u), err)); sweep(s, u, bias, new(B, n), par, safe=True)
 
 def products(s:Scores):
@@ -64,12 +65,14 @@ def products(s:Scores):
 
 def rehearse(s:Scores):
     "Compile in parallel what these operands are going to need; once for each kind of them, and other sizes in the background."
-    key = (s.mode, s.K, s.dtype, s.slot, s.d, marginal_config(s)[:4], s.sqx.device)
+    key = (s.mode, s.K, s.dtype, s.slot, s.scaled, s.d, marginal_config(s)[:4], s.sqx.device)
     if INTERPRETED or key in _rehearsed or torch.cuda.is_current_stream_capturing(): return
     _rehearsed.add(key)
     with rehearsal() as on:
-        if on: half_steps(s); products(s)
-    if not (on and AHEAD) or (kind := (*key[:5], "ahead")) in _rehearsed: return
+        if on:
+            half_steps(s)
+            if not s.scaled: products(s)
+    if not (on and AHEAD) or (kind := (*key[:6], "ahead")) in _rehearsed: return
     _rehearsed.add(kind)
     def work(): # at best: who needs a kernel that is not there yet compiles it
         with torch.cuda.device(s.sqx.device), suppress(Exception):
@@ -311,3 +314,65 @@ def _self_step(self, p, f):
     bias, spare = column_bias(s, f, par, la), tuple(torch.empty(s.batch, s.x.blocks*BLOCK, dtype=s.dtype, device=f.device) for _ in "hw")
     out = sweep(s, f, bias, torch.empty_like(f), par, (la, a, *spare, err)).reshape(p.a.shape)
     return out, out, 2*err.reshape(s.batch, -1).sum(-1).reshape(self.batch)
+
+# %% ../nbs/14_triton.ipynb #5c4ed011
+def level_constants(
+    p:Problem,     # penalties
+    levels:list,   # regularisations
+    f64:bool,      # float64 points?
+) -> list: # (levels + 2, 2, 4): half steps at each level, full steps at the first and at the last
+    "For each step and side: 1/eps, how far a residual moves the potential, 1/penalty, and the ratio of the last regularisation to this one."
+    def row(eps, step, rho):
+        ratio = levels[-1]/eps
+        if not f64: ratio = torch.tensor(ratio, dtype=torch.float32).item()
+        eps = levels[-1]/ratio
+        return [1/eps, step*eps/(1 + eps/rho), 1/rho, ratio]
+    steps = [*((e, .5) for e in levels), (levels[0], 1.), (levels[-1], 1.)]
+    return [[row(*s, rho) for rho in (p.rho_x, p.rho_y)] for s in steps]
+
+# %% ../nbs/14_triton.ipynb #5c4ed014
+class Descent:
+    "Symmetric steps down a schedule for one shape of problem, without a word to the host; a CUDA graph from the third call on."
+    def __init__(self, eps:float, exact:bool, count:int, last:bool): self.eps, self.exact, self.count, self.last, self.calls, self.graph = eps, exact, count, last, 0, None
+
+    def work(self, table, factors, x, a, y=None, b=None):
+        "The launches: potentials at the end and, if `last`, after a full update of both."
+        s = replace(prepare(x, x if y is None else y, self.eps, (0., 0.), self.exact, balance=factors), scaled=True); rehearse(s)
+        sides = [(s, a, a.log())] if y is None else [(s, a, a.log()), (s.T, b, b.log())]; n, fs = len(sides), [torch.zeros_like(w) for _, w, _ in sides]
+        new = lambda t, *shape, dtype=None: torch.empty(*shape, dtype=dtype or t.dtype, device=x.device)
+        spare = [(*(new(t, t.batch, t.x.blocks*BLOCK) for _ in "hw"), new(t, t.batch*t.x.blocks*BLOCK, dtype=torch.float64)) for t, _, _ in sides]
+        def step(row, fs):
+            other = lambda k: (k + 1) % n
+            bias = [column_bias(t, fs[other(k)], row[other(k)], sides[other(k)][2]) for k, (t, _, _) in enumerate(sides)]
+            return [sweep(t, fs[k], bias[k], torch.empty_like(fs[k]), row[k], (lw, w, *spare[k])) for k, (t, w, lw) in enumerate(sides)]
+        fs = step(table[self.count], fs)
+        for k in range(self.count): fs = step(table[k], fs)
+        return [*(step(table[self.count + 1], fs) if self.last else fs), *fs]
+
+    def __call__(self, *args):
+        self.calls += 1
+        if self.calls < 3 or not args[0].is_cuda or torch.cuda.is_current_stream_capturing(): return self.work(*args)
+        if self.graph is None:
+            self.args = [t.clone() for t in args]
+            self.graph, self.out = capture(lambda: self.work(*self.args))
+        for mine, t in zip(self.args, args): mine.copy_(t)
+        self.graph.replay()
+        return [t.clone() for t in self.out]
+
+# %% ../nbs/14_triton.ipynb #5c4ed016
+_descents = OrderedDict()
+
+@_geometry
+def _anneal(self, p, levels, last=True):
+    "Symmetric steps, one at each of the regularisations `levels`: potentials after a full update (if `last`) and before it, two each; None where the ordinary loop is as good."
+    x, y, a, b = self.x.flatten(0, -3) if self.batch else self.x[None], self.y.flatten(0, -3) if self.batch else self.y[None], self.flat(p.a), self.flat(p.b)
+    if len(levels) > 200 or len(x)*x.shape[1]*y.shape[1] > 2**28: return None
+    exact, (rx, ry) = 2*LOG2E/levels[-1]*self.radii[0]*self.radii[1] > LIMIT, self.radii
+    key = (x.shape, None if p.symmetric else y.shape, x.dtype, x.device, levels[-1], exact, len(levels), last)
+    run = _descents.pop(key, None) or Descent(levels[-1], exact, len(levels), last)
+    if x.numel() + y.numel() <= 2**22: _descents[key] = run
+    while len(_descents) > 16: _descents.popitem(last=False)
+    c = torch.tensor([v for row in level_constants(p, levels, x.dtype == torch.float64) for side in row for v in side] + [*balanced(rx, ry)], dtype=torch.float64).to(x.device)
+    out = run(c[:-2].view(-1, 2, 4), c[-2:], x.contiguous(), a, *(() if p.symmetric else (y.contiguous(), b)))
+    out = [out[0], out[0], out[1], out[1]] if p.symmetric else out
+    return tuple(t.reshape(w.shape) for t, w in zip(out, (p.a, p.b)*2))
