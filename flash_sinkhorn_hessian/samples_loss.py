@@ -10,7 +10,7 @@ __all__ = ['BACKENDS', 'SETTINGS', 'diameter_of', 'blur_schedule', 'shifted', 'A
 # %% ../nbs/19_samples_loss.ipynb #aca6c58e
 import inspect
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 import numpy as np
@@ -63,6 +63,7 @@ class Annealed:
     f:Tensor; g:Tensor  # (..., n), (..., m) potentials
     f0:Tensor; g0:Tensor # those before the last update, which the gradient reads
     change:float=math.nan # largest change of a potential in the last step looked at
+    pulls:dict=field(default_factory=dict) # `last_pull` of a side, where it came with the potentials
 
 # %% ../nbs/19_samples_loss.ipynb #b7fe13c2
 def unlink(
@@ -79,12 +80,13 @@ def anneal(
     last:bool=True, # finish with a full update of both potentials
     threshold:float=None, # at the last level, stop once no potential moves more than this
     every:int=10,   # steps between two looks
+    pulls:tuple=(), # sides whose `last_pull` will be wanted: a hint
     alternating:bool=False, # the plain alternating steps instead, from zero potentials, without a last update
 ) -> Annealed:
     """GeomLoss's loop, streamed: symmetric steps down a schedule (Feydy et al. 2019; where one marginal is relaxed, with the constant of Séjourné, Vialard and Peyré 2022).
     Costs one pass over the n x m scores for each update, memory O((n + m) d). Nothing is raised if it has not converged: `change` tells."""
     whole = getattr(p.geom, "anneal", None)               # a geometry may know how to do all of it at once
-    if whole and threshold is None and not alternating and math.isinf(p.rho_x) == math.isinf(p.rho_y) and (out := whole(p, levels, last)) is not None: return Annealed(p.at(levels[-1]), *out)
+    if whole and threshold is None and not alternating and math.isinf(p.rho_x) == math.isinf(p.rho_y) and (out := whole(p, levels, last, pulls)) is not None: return Annealed(p.at(levels[-1]), *out[:4], pulls=dict(zip(pulls, out[4:])))
     step, last = (alternate, False) if alternating else (self_step if p.symmetric else symmetric_step, last)
     both = lambda p, f, g: shifted(p, (h := update(p, f, g)), h if p.symmetric else update(p.T, g, f))
     p, f, g = p.at(levels[0]), torch.zeros_like(p.a), torch.zeros_like(p.b)
@@ -117,6 +119,7 @@ def last_pull(
     t:Annealed, k:int, # which side: 0 or 1
 ) -> Tensor: # (..., n, d)
     "Mean over each row of the derivative of the cost, by the plan of the potentials before the last update."
+    if k in t.pulls: return t.pulls[k]
     p, f, f0, g0 = _side(t, k)
     full = -p.eps * p.geom.lse(g0/p.eps + p.log_b, guess=f0/p.eps)        # rows of this plan sum to one
     return Moments(p, full, g0).pull
@@ -215,8 +218,9 @@ class Estimate:
         s:Schedule,
         x, y, a, b,  # as for `solve`
         state=None,  # tensors f, g, f0, g0 of every term, if the schedule has been run before
+        wanted="",   # names of the clouds whose gradient will be asked for: a hint
     ):
-        self.s = s
+        self.s, self.wanted = s, wanted
         relaxed = dict(reach=s.reach, reach_x=s.reach_x, reach_y=s.reach_y)
         i = validate(x, y, a, b, eps=s.blur**2 if s.eps is None else s.eps, half_cost=s.half_cost, **relaxed)
         self.levels = [e/i.scale for e in schedule_levels(s, i.x, i.y)]
@@ -225,15 +229,16 @@ class Estimate:
         self.backend = choose_backend("auto" if name == "streaming" and name != s.backend and i.x.is_cuda else name, i.x, i.y)
         parts = [i, *([own_inputs(i, 0), own_inputs(i, 1)] if s.debias else [])]
         state = [None]*len(parts) if state is None else [state[k:k+4] for k in range(0, len(state), 4)]
-        self.terms = [self._term(j, k > 0, t) for k, (j, t) in enumerate(zip(parts, state))]
+        self.terms = [self._term(j, k, t) for k, (j, t) in enumerate(zip(parts, state))]
 
-    def _term(self, i, own, state):
-        x, y, s = i.x.double(), i.y.double(), self.s
+    def _term(self, i, k, state):
+        x, y, s, own = i.x.double(), i.y.double(), self.s, k > 0
         m = (x.mean(-2, keepdim=True) + y.mean(-2, keepdim=True))/2
         dtype = torch.float64 if i.x.dtype == torch.float64 else torch.float32
         p = Problem(make_geometry(self.backend, (x - m).to(dtype), (y - m).to(dtype), i.eps), i.a, i.b, i.rho_x, i.rho_y, own and i.rho_x == i.rho_y and not s.alternating)
         if state is not None: return Annealed(p, *state)
-        t = anneal(p, self.levels, s.last_extrapolation, s.threshold and s.threshold/i.scale, s.inner_iterations, s.alternating)
+        pulls = tuple(q for q, u in enumerate("xy") if u in self.wanted) if not own else (() if "xy"[k - 1] not in self.wanted else (0,) if p.symmetric else (0, 1))
+        t = anneal(p, self.levels, s.last_extrapolation, s.threshold and s.threshold/i.scale, s.inner_iterations, pulls, s.alternating)
         if s.threshold is not None and not t.change*i.scale < s.threshold:
             _warn(f"threshold={s.threshold:g} was not confirmed in {len(self.levels)} steps: raise n_iters or threshold")
         return t
@@ -499,7 +504,8 @@ def _forward(self, *args) -> Tensor: # scalar, or (B,); two potentials if `poten
     x, y, a, b = p = _spread(*map(_wide, problem_of(*args)))
     if self.normalize: a, b = (w if w is None else w/w.sum(-1, keepdim=True) for w in (a, b))
     if torch.compiler.is_compiling() and not self.potentials: return _loss_op(x, y, a, b, *self._settings())[0]
-    point = SchedulePoint(lambda *p: Estimate(self.schedule(), *p))
+    wanted = "".join(u for u, t in zip("xy", (x, y)) if isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled())
+    point = SchedulePoint(lambda *p: Estimate(self.schedule(), *p, wanted=wanted))
     if not isinstance(x, Tensor): return point.at(*p)                        # raises
     if not self.potentials: out = Value.apply(x, y, a, b, point)
     else:

@@ -70,8 +70,7 @@ def rehearse(s:Scores):
     _rehearsed.add(key)
     with rehearsal() as on:
         if on:
-            half_steps(s)
-            if not s.scaled: products(s)
+            half_steps(s); products(replace(s, scaled=False))
     if not (on and AHEAD) or (kind := (*key[:6], "ahead")) in _rehearsed: return
     _rehearsed.add(kind)
     def work(): # at best: who needs a kernel that is not there yet compiles it
@@ -117,11 +116,12 @@ class TritonGeometry:
     def T(self):
         if self._T is None: 
             self._T = TritonGeometry(self.y, self.x, self.eps, self.radii[::-1])
-            self._T._T, self._T._scores = self, self.scores.T
+            self._T._T = self
         return self._T
     @property
     def scores(self):
         "Both clouds laid out for the kernels, on first use."
+        if self._scores is None and self._T is not None and self._T._scores is not None: self._scores = self._T._scores.T
         if self._scores is None:
             with torch.no_grad():
                 x = self.x.reshape(-1, *self.x.shape[-2:]); y = x if self.y is self.x else self.y.reshape(-1, *self.y.shape[-2:])
@@ -320,34 +320,37 @@ def level_constants(
     p:Problem,     # penalties
     levels:list,   # regularisations
     f64:bool,      # float64 points?
-) -> list: # (levels + 2, 2, 4): half steps at each level, full steps at the first and at the last
+) -> list: # (levels + 3, 2, 4): half steps at each level, full steps at the first and at the last, and one without a penalty
     "For each step and side: 1/eps, how far a residual moves the potential, 1/penalty, and the ratio of the last regularisation to this one."
     def row(eps, step, rho):
         ratio = levels[-1]/eps
         if not f64: ratio = torch.tensor(ratio, dtype=torch.float32).item()
         eps = levels[-1]/ratio
         return [1/eps, step*eps/(1 + eps/rho), 1/rho, ratio]
-    steps = [*((e, .5) for e in levels), (levels[0], 1.), (levels[-1], 1.)]
-    return [[row(*s, rho) for rho in (p.rho_x, p.rho_y)] for s in steps]
+    steps, penalties = [*((e, .5) for e in levels), (levels[0], 1.), (levels[-1], 1.)], (p.rho_x, p.rho_y)
+    return [*([row(*s, rho) for rho in penalties] for s in steps), [row(levels[-1], 1., math.inf)]*2]
 
 # %% ../nbs/14_triton.ipynb #5c4ed014
 class Descent:
     "Symmetric steps down a schedule for one shape of problem, without a word to the host; a CUDA graph from the third call on."
-    def __init__(self, eps:float, exact:bool, count:int, last:bool): self.eps, self.exact, self.count, self.last, self.calls, self.graph = eps, exact, count, last, 0, None
+    def __init__(self, eps:float, exact:bool, count:int, last:bool, pulls:tuple): self.eps, self.exact, self.count, self.last, self.pulls, self.calls, self.graph = eps, exact, count, last, pulls, 0, None
 
     def work(self, table, factors, x, a, y=None, b=None):
-        "The launches: potentials at the end and, if `last`, after a full update of both."
+        "The launches: potentials after a full update (if `last`), those before it, and for some sides what pulls at the points."
         s = replace(prepare(x, x if y is None else y, self.eps, (0., 0.), self.exact, balance=factors), scaled=True); rehearse(s)
-        sides = [(s, a, a.log())] if y is None else [(s, a, a.log()), (s.T, b, b.log())]; n, fs = len(sides), [torch.zeros_like(w) for _, w, _ in sides]
+        sides = [(s, a, a.log(), x)] if y is None else [(s, a, a.log(), x), (s.T, b, b.log(), y)]; other = lambda k: (k + 1) % len(sides)
         new = lambda t, *shape, dtype=None: torch.empty(*shape, dtype=dtype or t.dtype, device=x.device)
-        spare = [(*(new(t, t.batch, t.x.blocks*BLOCK) for _ in "hw"), new(t, t.batch*t.x.blocks*BLOCK, dtype=torch.float64)) for t, _, _ in sides]
-        def step(row, fs):
-            other = lambda k: (k + 1) % n
-            bias = [column_bias(t, fs[other(k)], row[other(k)], sides[other(k)][2]) for k, (t, _, _) in enumerate(sides)]
-            return [sweep(t, fs[k], bias[k], torch.empty_like(fs[k]), row[k], (lw, w, *spare[k])) for k, (t, w, lw) in enumerate(sides)]
-        fs = step(table[self.count], fs)
+        spare = [(*(new(t, t.batch, t.x.blocks*BLOCK) for _ in "hw"), new(t, t.batch*t.x.blocks*BLOCK, dtype=torch.float64)) for t, *_ in sides]
+        bias = lambda t, k, row, fs: column_bias(t, fs[other(k)], row[other(k)], sides[other(k)][2])
+        move = lambda k, row, fs: sweep(sides[k][0], fs[k], bias(sides[k][0], k, row, fs), torch.empty_like(fs[k]), row[k], (sides[k][2], sides[k][1], *spare[k]))
+        step = lambda row, fs: [move(k, row, fs) for k in range(len(sides))]
+        fs = step(table[self.count], [torch.zeros_like(w) for _, w, *_ in sides])
         for k in range(self.count): fs = step(table[k], fs)
-        return [*(step(table[self.count + 1], fs) if self.last else fs), *fs]
+        def pull(k):
+            row, t, y = table[self.count + 2], replace(sides[k][0], scaled=False), sides[other(k)][3].double()   # at the last level the ratio is one
+            sums = plan_product(t, move(k, row, fs)*row[k, 0], bias(t, k, row, fs), torch.cat([torch.ones_like(y[..., :1]), y], -1))[:, 0]
+            return 2*(sides[k][3].double() - sums[..., 1:]/sums[..., :1].clamp_min(1e-250))
+        return [*(step(table[self.count + 1], fs) if self.last else fs), *fs, *map(pull, self.pulls)]
 
     def __call__(self, *args):
         self.calls += 1
@@ -363,16 +366,16 @@ class Descent:
 _descents = OrderedDict()
 
 @_geometry
-def _anneal(self, p, levels, last=True):
-    "Symmetric steps, one at each of the regularisations `levels`: potentials after a full update (if `last`) and before it, two each; None where the ordinary loop is as good."
+def _anneal(self, p, levels, last=True, pulls=()):
+    "Symmetric steps, one at each of the regularisations `levels`: potentials after a full update (if `last`) and before it, two each, and a pull (..., n, d) for each of the sides `pulls`; None where the ordinary loop is as good."
     x, y, a, b = self.x.flatten(0, -3) if self.batch else self.x[None], self.y.flatten(0, -3) if self.batch else self.y[None], self.flat(p.a), self.flat(p.b)
     if len(levels) > 200 or len(x)*x.shape[1]*y.shape[1] > 2**28: return None
     exact, (rx, ry) = 2*LOG2E/levels[-1]*self.radii[0]*self.radii[1] > LIMIT, self.radii
-    key = (x.shape, None if p.symmetric else y.shape, x.dtype, x.device, levels[-1], exact, len(levels), last)
-    run = _descents.pop(key, None) or Descent(levels[-1], exact, len(levels), last)
+    key = (x.shape, None if p.symmetric else y.shape, x.dtype, x.device, levels[-1], exact, len(levels), last, pulls)
+    run = _descents.pop(key, None) or Descent(levels[-1], exact, len(levels), last, pulls)
     if x.numel() + y.numel() <= 2**22: _descents[key] = run
     while len(_descents) > 16: _descents.popitem(last=False)
     c = torch.tensor([v for row in level_constants(p, levels, x.dtype == torch.float64) for side in row for v in side] + [*balanced(rx, ry)], dtype=torch.float64).to(x.device)
     out = run(c[:-2].view(-1, 2, 4), c[-2:], x.contiguous(), a, *(() if p.symmetric else (y.contiguous(), b)))
-    out = [out[0], out[0], out[1], out[1]] if p.symmetric else out
-    return tuple(t.reshape(w.shape) for t, w in zip(out, (p.a, p.b)*2))
+    out = [out[0], out[0], out[1], out[1], *out[2:]] if p.symmetric else out
+    return *(t.reshape(w.shape) for t, w in zip(out, (p.a, p.b)*2)), *(t.reshape(*self.batch, *t.shape[1:]) for t in out[4:])
