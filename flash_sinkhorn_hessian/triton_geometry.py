@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'triton_ready', 'sized', 'other_sizes', 'half_steps', 'products', 'rehearse', 'version', 'TritonGeometry',
-           'capture', 'RecordedProduct', 'positive', 'Recorded', 'level_constants', 'Descent']
+           'capture', 'RecordedProduct', 'positive', 'Recorded', 'Shared', 'fill', 'Loop', 'kept', 'loop_for',
+           'level_constants', 'Descent']
 
 # %% ../nbs/14_triton.ipynb #8c4136fa
-import gc, math, threading
+import gc, math, threading, weakref
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import wraps
 
@@ -119,6 +120,14 @@ class TritonGeometry:
             self._T._T = self
         return self._T
     @property
+    def exact(self):
+        "Are differences needed, instead of expanded squares?"
+        return 2*LOG2E/self.eps*self.radii[0]*self.radii[1] > LIMIT
+    def clouds(self):
+        "Both clouds with one batch axis, and the two factors that balance them."
+        flat = lambda t: t.reshape(-1, *t.shape[-2:]); x = flat(self.x)
+        return x, x if self.y is self.x else flat(self.y), torch.tensor(balanced(*self.radii), dtype=torch.float64).to(x.device)
+    @property
     def scores(self):
         "Both clouds laid out for the kernels, on first use."
         if self._scores is None and self._T is not None and self._T._scores is not None: self._scores = self._T._scores.T
@@ -225,8 +234,8 @@ def _setting(geom, p, step=1.):
     side = lambda p: (torch.tensor([1/p.eps, step*p.damping*p.eps, 1/p.rho_x], dtype=torch.float64, device=geom.x.device), geom.flat(p.log_a), geom.flat(p.a))
     return side(p), side(p.T)
 
-def _run(geom, setting, f, g, steps):
-    (par, la, a), (parT, lb, b) = setting; s, sT = geom.scores, geom.scores.T
+def _run(s, setting, f, g, steps):
+    (par, la, a), (parT, lb, b) = setting; sT = s.T
     tiles = [-(-t.batch*parts(t, *marginal_config(t)[:2], marginal_config(t)[-1])[0]//2)*2 for t in (s, sT)]             # rows aligned to 16 bytes
     err, errT = (torch.zeros(steps, t, dtype=torch.float64, device=f.device) for t in tiles)
     bias = column_bias(s, g, parT, lb)
@@ -237,8 +246,8 @@ def _run(geom, setting, f, g, steps):
     per = parts(s, *marginal_config(s)[:2], marginal_config(s)[-1])[0]
     return f, g, err[:, :s.batch*per].reshape(steps, s.batch, per).sum(-1)
 
-def _run_both(geom, setting, f, g, steps):
-    (par, la, a), (parT, lb, b) = setting; s = geom.scores; B = s.batch; tiles = [B*t.blocks*BLOCK//both_config(s)[0] for t in (s.x, s.y)]
+def _run_both(s, setting, f, g, steps):
+    (par, la, a), (parT, lb, b) = setting; B = s.batch; tiles = [B*t.blocks*BLOCK//both_config(s)[0] for t in (s.x, s.y)]
     bias, biasT = column_bias(s, g, parT, lb), column_bias(s.T, f, par, la); cut = tiles[0] + tiles[0] % 2; err = torch.empty(steps, cut + tiles[1] + tiles[1] % 2, dtype=torch.float64, device=f.device)
     cols = torch.zeros_like(bias[0])
     for k in range(steps): f, g, bias, biasT = both_updates(s, f, g, bias, biasT, *setting, err[k], err[k, cut:], cols)
@@ -246,29 +255,16 @@ def _run_both(geom, setting, f, g, steps):
 
 class Recorded:
     "A fixed number of iterations as a CUDA graph: input and output buffers, and one launch."
-    def __init__(self, geom, p, f, g, steps, run=_run, step=1.):
+    def __init__(self, geom, p, f, g, steps, run, step):
         self.p, self.setting, self.f, self.g = p, _setting(geom, p, step), f.clone(), g.clone()
         side = torch.cuda.Stream(f.device); side.wait_stream(torch.cuda.current_stream(f.device))
-        with torch.cuda.stream(side): run(geom, self.setting, self.f, self.g, 1)
+        with torch.cuda.stream(side): run(geom.scores, self.setting, self.f, self.g, 1)
         torch.cuda.current_stream(f.device).wait_stream(side)
-        self.graph, self.out = capture(lambda: run(geom, self.setting, self.f, self.g, steps))
+        self.graph, self.out = capture(lambda: run(geom.scores, self.setting, self.f, self.g, steps))
 
     def __call__(self, f, g):
         self.f.copy_(f); self.g.copy_(g); self.graph.replay()
         return tuple(t.clone() for t in self.out)
-
-@_geometry
-def _iterate(self, p, f, g, steps):
-    "`steps` Sinkhorn iterations without waiting: new f, new g, errors (steps, ...) of the pair before each of them."
-    f, g = self.flat(f), self.flat(g)
-    run = self._graphs.get(steps)
-    if run is None or run[0] is not p: run = self._graphs[steps] = [p, _setting(self, p), 0, None]
-    run[2] += 1
-    if not self.x.is_cuda or run[2] < 3: f, g, err = _run(self, run[1], f, g, steps)     # recording pays from the third call on
-    else:
-        if run[3] is None: run[3] = Recorded(self, p, f, g, steps)
-        f, g, err = run[3](f, g)
-    return f.reshape(p.a.shape), g.reshape(p.b.shape), err.reshape(steps, *self.batch)
 
 @_geometry
 def _alternate(self, p, f, g):
@@ -280,7 +276,7 @@ def _alternate(self, p, f, g):
     if self._graphs[key][2] > 3 and self.x.is_cuda and not torch.cuda.is_current_stream_capturing(): 
         f, g, err = self.iterate(p, f, g, 1)
         return f, g, err[0]
-    f, g, err = _run(self, self._graphs[key][1], self.flat(f), self.flat(g), 1)
+    f, g, err = _run(self.scores, self._graphs[key][1], self.flat(f), self.flat(g), 1)
     return f.reshape(p.a.shape), g.reshape(p.b.shape), err.reshape(self.batch)
 
 @_geometry
@@ -291,7 +287,7 @@ def _iterate_both(self, p, f, g, steps, step=.5):
     if run is None: run = self._graphs[key] = [p, _setting(self, p, step), 0, None, positive(p.a) and positive(p.b)]
     if not run[4] or torch.are_deterministic_algorithms_enabled(): return None
     run[2] += 1; f, g = self.flat(f), self.flat(g)
-    if run[2] < 4 or not self.x.is_cuda or torch.cuda.is_current_stream_capturing(): f, g, err = _run_both(self, run[1], f, g, steps)
+    if run[2] < 4 or not self.x.is_cuda or torch.cuda.is_current_stream_capturing(): f, g, err = _run_both(self.scores, run[1], f, g, steps)
     else:
         if run[3] is None: run[3] = Recorded(self, p, f, g, steps, _run_both, step)
         f, g, err = run[3](f, g)
@@ -315,6 +311,76 @@ def _self_step(self, p, f):
     out = sweep(s, f, bias, torch.empty_like(f), par, (la, a, *spare, err)).reshape(p.a.shape)
     return out, out, 2*err.reshape(s.batch, -1).sum(-1).reshape(self.batch)
 
+# %% ../nbs/14_triton.ipynb #5c4ed021
+class Shared:
+    "Buffers that problems of one shape share: one thread and one stream at a time."
+    def __init__(self): self.lock, self.done, self.calls = threading.RLock(), None, 0
+    @contextmanager
+    def turn(self):
+        with self.lock:
+            stream = torch.cuda.current_stream()
+            if self.done is not None: stream.wait_event(self.done)
+            yield
+            self.done = torch.cuda.Event(); self.done.record(stream)
+
+def fill(
+    mine, theirs, # lists of tensors
+):
+    "Copy, where it is not there already."
+    for t, s in zip(mine, theirs): t.copy_(s)
+
+class Loop(Shared):
+    "Sinkhorn iterations for one shape of problem at one regularisation, as CUDA graphs."
+    def __init__(self, geom):
+        super().__init__(); self.eps, self.exact, self.owner, self.setting, self.runs = geom.eps, geom.exact, None, None, {}
+        self.clouds = [t.clone() for t in geom.clouds()]
+        lay = lambda: prepare(*self.clouds[:2], self.eps, (0., 0.), self.exact, balance=self.clouds[2])
+        lay(); self.lay, self.scores = capture(lay)
+
+    def load(self, geom, setting):
+        if self.owner is None or self.owner() is not geom: fill(self.clouds, geom.clouds()); self.lay.replay(); self.owner = weakref.ref(geom)
+        if self.setting is None: self.sides = tuple(tuple(t.clone() for t in side) for side in setting)
+        if self.setting is not setting: fill(sum(self.sides, ()), sum(setting, ())); self.setting = setting
+
+    def __call__(self, geom, setting, f, g, steps):
+        with self.turn():
+            self.load(geom, setting)
+            if steps not in self.runs:
+                pair = f.clone(), g.clone(); _run(self.scores, self.sides, *pair, 1)
+                self.runs[steps] = pair, *capture(lambda: _run(self.scores, self.sides, *pair, steps))
+            pair, graph, out = self.runs[steps]; fill(pair, (f, g)); graph.replay()
+            return tuple(t.clone() for t in out)
+
+def kept(
+    store:OrderedDict, key, make, # a store of at most sixteen things, and how to make another one
+):
+    "The thing that belongs to a key; the one that has not been asked for longest goes."
+    thing = store.pop(key, None) or make(); store[key] = thing
+    while len(store) > 16: store.popitem(last=False)
+    return thing
+
+_loops, _asked = OrderedDict(), OrderedDict()
+
+def loop_for(geom) -> Loop: # or None: a large problem, the first two calls, no GPU
+    "The record for problems of this shape."
+    x, y = geom.x, geom.y
+    if not x.is_cuda or torch.cuda.is_current_stream_capturing() or x.numel() + y.numel() > 2**22 or x.numel()//x.shape[-1]*y.shape[-2] > 2**30: return None
+    key = (x.shape, y.shape, x.dtype, x.device, geom.eps, geom.exact, y is x)
+    count = kept(_asked, key, lambda: [0]); count[0] += 1
+    if count[0] < 3: return None
+    return kept(_loops, key, lambda: Loop(geom))
+
+# %% ../nbs/14_triton.ipynb #5c4ed022
+@_geometry
+def _iterate(self, p, f, g, steps):
+    "`steps` Sinkhorn iterations without waiting: new f, new g, errors (steps, ...) of the pair before each of them."
+    f, g = self.flat(f), self.flat(g); run = self._graphs.get("setting")
+    if run is None or run[0] is not p: run = self._graphs["setting"] = [p, _setting(self, p)]
+    loop = loop_for(self)
+    if loop is None: f, g, err = _run(self.scores, run[1], f, g, steps)
+    else: f, g, err = loop(self, run[1], f, g, steps)
+    return f.reshape(p.a.shape), g.reshape(p.b.shape), err.reshape(steps, *self.batch)
+
 # %% ../nbs/14_triton.ipynb #5c4ed011
 def level_constants(
     p:Problem,     # penalties
@@ -331,9 +397,10 @@ def level_constants(
     return [*([row(*s, rho) for rho in penalties] for s in steps), [row(levels[-1], 1., math.inf)]*2]
 
 # %% ../nbs/14_triton.ipynb #5c4ed014
-class Descent:
+class Descent(Shared):
     "Symmetric steps down a schedule for one shape of problem, without a word to the host; a CUDA graph from the third call on."
-    def __init__(self, eps:float, exact:bool, count:int, last:bool, pulls:tuple): self.eps, self.exact, self.count, self.last, self.pulls, self.calls, self.graph = eps, exact, count, last, pulls, 0, None
+    def __init__(self, eps:float, exact:bool, count:int, last:bool, pulls:tuple):
+        super().__init__(); self.eps, self.exact, self.count, self.last, self.pulls, self.graph = eps, exact, count, last, pulls, None
 
     def work(self, table, factors, x, a, y=None, b=None):
         "The launches: potentials after a full update (if `last`), those before it, and for some sides what pulls at the points."
@@ -355,12 +422,12 @@ class Descent:
     def __call__(self, *args):
         self.calls += 1
         if self.calls < 3 or not args[0].is_cuda or torch.cuda.is_current_stream_capturing(): return self.work(*args)
-        if self.graph is None:
-            self.args = [t.clone() for t in args]
-            self.graph, self.out = capture(lambda: self.work(*self.args))
-        for mine, t in zip(self.args, args): mine.copy_(t)
-        self.graph.replay()
-        return [t.clone() for t in self.out]
+        with self.turn():
+            if self.graph is None:
+                self.args = [t.clone() for t in args]
+                self.graph, self.out = capture(lambda: self.work(*self.args))
+            fill(self.args, args); self.graph.replay()
+            return [t.clone() for t in self.out]
 
 # %% ../nbs/14_triton.ipynb #5c4ed016
 _descents = OrderedDict()
@@ -370,12 +437,10 @@ def _anneal(self, p, levels, last=True, pulls=()):
     "Symmetric steps, one at each of the regularisations `levels`: potentials after a full update (if `last`) and before it, two each, and a pull (..., n, d) for each of the sides `pulls`; None where the ordinary loop is as good."
     x, y, a, b = self.x.flatten(0, -3) if self.batch else self.x[None], self.y.flatten(0, -3) if self.batch else self.y[None], self.flat(p.a), self.flat(p.b)
     if len(levels) > 200 or len(x)*x.shape[1]*y.shape[1] > 2**28: return None
-    exact, (rx, ry) = 2*LOG2E/levels[-1]*self.radii[0]*self.radii[1] > LIMIT, self.radii
+    exact, make = self.at(levels[-1]).exact, lambda: Descent(levels[-1], exact, len(levels), last, pulls)
     key = (x.shape, None if p.symmetric else y.shape, x.dtype, x.device, levels[-1], exact, len(levels), last, pulls)
-    run = _descents.pop(key, None) or Descent(levels[-1], exact, len(levels), last, pulls)
-    if x.numel() + y.numel() <= 2**22: _descents[key] = run
-    while len(_descents) > 16: _descents.popitem(last=False)
-    c = torch.tensor([v for row in level_constants(p, levels, x.dtype == torch.float64) for side in row for v in side] + [*balanced(rx, ry)], dtype=torch.float64).to(x.device)
+    run = kept(_descents, key, make) if x.numel() + y.numel() <= 2**22 else make()
+    c = torch.tensor([v for row in level_constants(p, levels, x.dtype == torch.float64) for side in row for v in side] + [*balanced(*self.radii)], dtype=torch.float64).to(x.device)
     out = run(c[:-2].view(-1, 2, 4), c[-2:], x.contiguous(), a, *(() if p.symmetric else (y.contiguous(), b)))
     out = [out[0], out[0], out[1], out[1], *out[2:]] if p.symmetric else out
     return *(t.reshape(w.shape) for t, w in zip(out, (p.a, p.b)*2)), *(t.reshape(*self.batch, *t.shape[1:]) for t in out[4:])
