@@ -212,8 +212,8 @@ def plan_config(
     if s.mode == LOOP: return 64, 64, 4, 1, 528
     if weighted: return {CAT: (64, 64, 4, 2, 528), THREE: (128, 64, 8, 2, 528), DIRECT: (64, 64, 4, 2, 528) if s.K else (64, 32, 4, 2, 528)}[s.mode]
     if s.mode == DIRECT: return (128, 64, 4, 1, 1056) if s.K else (64, 128, 4, 1, 1056)
-    if s.mode == CAT: return (64, 64, 4, 2, 1584) if 0 < KV < 64 else (64, 128, 4, 3, 396 if KV else 1056)
-    return (128, 128, 8, 2, 396) if KV < 64 else (64, 64, 4, 3, 396)
+    if s.mode == CAT: return (64, 128, 4, 3, 1056) if KV == 0 else (64, 64, 4, 2, 1584) if KV < 64 else (64, 128, 4, 3, 396) if s.K == 16 else (64, 64, 4, 3, 792)
+    return (64, 64, 4, 3, 792) if KV == 64 else (128, 128, 8, 2, 792 if KV else 396)
 
 def plan_product(
     s:Scores, u:Tensor, bias:tuple, # (B, n) float64; prepared biases of the columns

@@ -57,6 +57,15 @@ def test_kernels_in_the_interpreter():
     r = subprocess.run([sys.executable, "-c", CHECKS + "\nall_checks()"], env=env, capture_output=True, text=True)
     assert r.returncode == 0 and "all checks passed" in r.stdout, r.stdout + r.stderr[-3000:]
 
+def test_chained_kernels_wait_for_their_turn():
+    "A kernel that may be launched before the one ahead of it has ended says so in its first line: forgotten, its results are wrong now and then."
+    import ast
+    from pathlib import Path
+    import flash_sinkhorn_hessian as package
+    kernels = [f for m in Path(package.__file__).parent.glob("kernels_*.py") for f in ast.parse(m.read_text()).body if isinstance(f, ast.FunctionDef) and "CHAIN" in [a.arg for a in f.args.args] and f.name != "in_turn"]
+    assert len(kernels) >= 7
+    for f in kernels: assert ast.unparse(f.body[1]) == "in_turn(CHAIN)", f.name
+
 def test_package_imports_without_triton():
     code = "import sys; sys.modules['triton'] = None\nimport flash_sinkhorn_hessian, flash_sinkhorn_hessian.hvp, flash_sinkhorn_hessian.streaming, flash_sinkhorn_hessian.newton"
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True); assert r.returncode == 0, r.stderr[-2000:]
