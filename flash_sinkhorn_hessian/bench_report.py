@@ -113,14 +113,15 @@ def plot_scaling(rows:list, value="ms"): # value: "ms" or "peak_mib"
     "One panel an axis of a scaling study, with slopes."
     import matplotlib.pyplot as plt
     rows = [r for r in rows if r.get("axis") and r.get(value)]; axes = list(dict.fromkeys(r["axis"] for r in rows)); peers = list(dict.fromkeys(r["peer"] for r in rows))
-    fig, panels = plt.subplots(1, len(axes), figsize=(max(5, 3*len(axes)), 3.6), layout="constrained", squeeze=False); lines = {}
-    for ax, axis in zip(panels[0], axes):
+    wide = min(3, len(axes)); high = -(-len(axes)//wide); fig, panels = plt.subplots(high, wide, figsize=(max(5, 3.2*wide), 3*high + .6), layout="constrained", squeeze=False); lines = {}
+    for ax in panels.flat[len(axes):]: ax.axis("off")
+    for ax, axis in zip(panels.flat, axes):
         curves = {p: list(zip(*sorted((r[axis], r[value]) for r in rows if r["axis"] == axis and r["peer"] == p))) for p in peers}; ax.margins(x=.22, y=.12)
         for p, xy in curves.items():
             if xy: lines[p], = ax.loglog(*xy, "-", **_style(p, peers))
         ax.set(xlabel=AXES.get(axis, axis), ylabel="milliseconds" if value == "ms" else "peak memory, MiB"); ax.grid(alpha=.3)
         _write_slopes(ax, [(*xy, _style(p, peers)["color"]) for p, xy in curves.items() if xy])
-    fig.legend(lines.values(), lines, loc="outside lower center", ncols=min(7, 3 + len(axes)), frameon=False); return fig
+    fig.legend(lines.values(), lines, loc="outside lower center", ncols=min(6, 2 + 2*wide), frameon=False); return fig
 AXES = dict(n="points n", d="dimension d", eps="regularisation eps", k="directions", batch="problems in a batch")
 
 # %% ../nbs/32_bench_report.ipynb #87a43177
