@@ -74,6 +74,7 @@ def in_order(rows:list, by:str) -> list: # by: "problem" or "peer"
     peers = list(dict.fromkeys(r["peer"] for r in rows)); late = lambda r: 2 if r.get("fresh_process") else r["task"] == "reach"
     return sorted(rows, key=lambda r: (r["task"] != "floors", r["peer"] != "ours", peers.index(r["peer"]), late(r)))
 
+# %% ../nbs/33_bench.ipynb #c4767d2b
 def select(rows:list, args) -> list:
     "The rows that --only, --skip and --limit leave."
     limits = dict(args.limit)
@@ -96,6 +97,7 @@ def to_prewarm(rows:list) -> list:
     warm = {same(r): r | dict(efforts=2) for r in reversed(tuning) if r["task"] != "cold" and not r.get("fresh_process")}   # two efforts meet every kernel
     return [r for r in tuning if r["task"] == "cold"] + sorted(warm.values(), key=lambda r: r["task"] != "symmetric")
 
+# %% ../nbs/33_bench.ipynb #a3d339e5
 def prewarm(rows:list, processes:int, timeout:float) -> dict: # key of a row -> its answer
     "Run rows once each, in parallel processes; compiled kernels stay in the cache on disk."
     working = []
@@ -120,6 +122,7 @@ def options(args) -> tuple: # options of `rows_of`, names of peers
     names = [n for n in names if n.split(":")[0] != "ours" and not getattr(args, f"no_{n.split(':')[0]}", False)]
     return dict(device=device, dtype=args.dtype, **{k: getattr(args, k) for k in ("sizes", "dims", "eps") if getattr(args, k)}), expand(["ours", *filter(None, names)])
 
+# %% ../nbs/33_bench.ipynb #898f6979
 def resume(document:dict, old:dict, rows:list) -> list: # rows still to be run
     "Take the rows of an earlier run on the same machine that have run into a new document."
     if old["machine"] != document["machine"]: raise ValueError(f"--resume: the file is from another machine, {old['machine']}")
@@ -127,6 +130,7 @@ def resume(document:dict, old:dict, rows:list) -> list: # rows still to be run
     document.update(versions=old["versions"], rows=done, floors=old.get("floors"), started=old["started"])
     return [r for r in rows if key(five_digits(r)) not in known]       # files hold five digits
 
+# %% ../nbs/33_bench.ipynb #fb86e328
 def writable(**paths): # option -> path
     "A `ValueError` now rather than after an hour for a file that cannot be written, or a plot of an unknown kind."
     from matplotlib.backend_bases import FigureCanvasBase

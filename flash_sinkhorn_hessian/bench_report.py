@@ -23,6 +23,7 @@ def ratios(row:dict, rows:list) -> tuple: # of the times and of the errors; None
     over = lambda a, b: a/b if a and b else None
     return over(best_ms(row), best_ms(ours)), over(row.get("error"), ours.get("error"))
 
+# %% ../nbs/32_bench_report.ipynb #2d2f8301
 def cells(row:dict, rows:list) -> tuple: # the texts of COLUMNS, and is the row to be shown in bold?
     "A row as texts."
     num = lambda k, f="{:.3g}": f.format(row[k]) if isinstance(row.get(k), (int, float)) else ""
@@ -45,6 +46,7 @@ def rich_table(rows:list): # rich.table.Table
     for t, bold in texts: out.add_row(*(t[i] for i in keep), style="bold" if bold else None)
     return out
 
+# %% ../nbs/32_bench_report.ipynb #bacca9ba
 def markdown(rows:list, columns=COLUMNS) -> str:
     "The same in Markdown."
     texts, keep = _shown(rows, columns)
@@ -158,6 +160,7 @@ def compare_table(pairs:list): # rich.table.Table
         out.add_row(label(r), r["peer"], *texts, p["verdict"] + (f": {r['note']}" if p["verdict"] == "lost" and r.get("note") else ""), style="bold" if bad else None)
     return out
 
+# %% ../nbs/32_bench_report.ipynb #4053c7b0
 def compare_notes(old:dict, new:dict, pairs:list) -> list: # lines
     "What to know before one believes the verdicts: other machines, what the peers did, rows in one file only; then the count."
     kinds = sorted({k for k in {*old["machine"], *new["machine"]} if old["machine"].get(k) != new["machine"].get(k)}); count = lambda mine: sum(p["verdict"] in BAD and (p["row"]["peer"] == "ours") == mine for p in pairs)

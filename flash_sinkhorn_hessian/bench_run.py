@@ -59,6 +59,7 @@ def write_csv(document:dict, path):
     fields = list(dict.fromkeys(k for r in document["rows"] for k in r))
     with open(path, "w", newline="") as f: w = csv.DictWriter(f, fields); w.writeheader(); w.writerows(document["rows"])
 
+# %% ../nbs/31_bench_run.ipynb #2fc847f3
 def machine(device:str) -> dict:
     "What the run runs on."
     info = Path("/proc/cpuinfo"); names = [l.split(":")[1].strip() for l in info.read_text().splitlines() if l.startswith("model name")] if info.exists() else []
@@ -73,6 +74,7 @@ def brief(text:str, most:int=240) -> str:
     text = " ".join(re.sub(r'\S*[/\\]\S*', "…", text).replace("|", " ").split())
     return text if len(text) <= most else f"{text[:most//3]} … {text[-(most - most//3):]}"
 
+# %% ../nbs/31_bench_run.ipynb #16365706
 def answer(row:dict) -> dict: # status, and what the task returned
     "Do one row; everything that goes wrong becomes a status and a note."
     try:
@@ -140,6 +142,7 @@ def best_ms(row:dict): # None if there is no time
     times = [row[k] for k in ("ms", "device_ms") if row.get(k)]
     return min(times) if times else None
 
+# %% ../nbs/31_bench_run.ipynb #cea2483f
 def annotate(row:dict, document:dict, verify=None) -> dict:
     "Versions and floors to the document; share of the floor, half-steps and verdict to the row."
     document["versions"].update(row.pop("versions", {}))
