@@ -68,13 +68,14 @@ def page(path, built, out, menu, css):
         toc, _, body = pandoc(text, '--toc', f'--template={tmp}/t.html').partition('<!--SPLIT-->')
     (out/rel/'figures').mkdir(parents=True, exist_ok=True)
     for name, data in figures.items(): (out/rel/name).write_bytes(data)
+    words = re.sub('`([^`]+)`', r'<code>\1</code>', front.get('description') or '')
     title, links = front.get('title', stem), ''.join(f'<a href="{up}{o}">{html.escape(t)}</a>' if o else f'<b>{html.escape(t)}</b>' for t, o in menu)
     for mode, (name, _) in THEMES.items():
         (out/rel/f'{stem}{"" if mode == "light" else ".dark"}.html').write_text(f'''<!DOCTYPE html>
 <html data-bs-theme="{mode}" lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <link rel="stylesheet" href="{up}{name}.css"><style>{css[mode]}{LAYOUT}</style><link rel="stylesheet" href="{up}styles.css"></head>
 <body class="quarto-{mode}"><div class="navbar bg-primary" data-bs-theme="dark"><div class="container-fluid"><a class="navbar-brand" href="{up}index.html">{title}</a></div></div>
-<div id="content"><nav>{links}</nav><main><h1>{title}</h1><div class="description">{front.get('description') or ''}</div>
+<div id="content"><nav>{links}</nav><main><h1>{title}</h1><div class="description">{words}</div>
 {body.replace('<table>', '<table class="table">')}</main><nav>{toc}</nav></div></body></html>''', encoding='utf-8')
 
 def main(root, modules, out):

@@ -19,7 +19,7 @@ import torch
 
 from .core import *
 from .solve import *
-from .bench import *
+from .bench_clock import *
 from .bench_peers import *
 
 # %% ../nbs/29_bench_tasks.ipynb #15bce28f

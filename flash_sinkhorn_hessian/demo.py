@@ -263,7 +263,7 @@ def report(
              "hessian": (draw_hessian, dig, "who feels whom, and the spectrum")}
     with plt.style.context("flash_sinkhorn_hessian.plots"):
         for name, (draw, res, _) in shows.items(): pictures.append(folder/f"{name}.png"); fig = draw(res); fig.savefig(pictures[-1], dpi=150); plt.close(fig)
-    print(story(dig, col, before, after), table(rows), "\n".join(f"{str(p):24}{s[2]}" for p, s in zip(pictures, shows.values())), sep="\n\n")
+    print(story(dig, col, before, after), table(rows), "\n".join(f"{str(p):23} {s[2]}" for p, s in zip(pictures, shows.values())), sep="\n\n")
     return {"rows": rows, "before": before, "after": after, "pictures": pictures}
 
 def main(folder="output") -> dict: # what `report` returns

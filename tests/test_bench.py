@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flash_sinkhorn_hessian.bench import ASKED, Runner, best_ms, cli, compare, key, label, parser, read
+from flash_sinkhorn_hessian.bench import cli, parser
+from flash_sinkhorn_hessian.bench_report import compare
+from flash_sinkhorn_hessian.bench_run import ASKED, Runner, best_ms, key, label, read
 from flash_sinkhorn_hessian.bench_peers import PEERS, expand
 from flash_sinkhorn_hessian.bench_tasks import ALL, SUITES, TASKS, rows_of
 
@@ -155,7 +157,7 @@ def test_rows():
 
 def test_the_package_needs_no_peer():
     "Import of the package and of the harness loads no peer, no Triton, no JAX, no matplotlib."
-    code = ('import sys, flash_sinkhorn_hessian, flash_sinkhorn_hessian.bench, flash_sinkhorn_hessian.bench_peers, flash_sinkhorn_hessian.bench_tasks; '
+    code = ('import sys, flash_sinkhorn_hessian, flash_sinkhorn_hessian.bench, flash_sinkhorn_hessian.bench_clock, flash_sinkhorn_hessian.bench_peers, flash_sinkhorn_hessian.bench_tasks; '
             'bad = {"jax", "ott", "ot", "geomloss", "flash_sinkhorn", "triton", "matplotlib", "rich"} & set(sys.modules); print(bad); sys.exit(bool(bad))')
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-500:]
