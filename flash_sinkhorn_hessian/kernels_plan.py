@@ -228,7 +228,7 @@ def plan_product(
     first, KV, chunks = column_split(q, f64); BM, BN, BW, NS, want = cfg or plan_config(s, KV, second is not None)
     tiles, per, S = parts(s, BM, BN, -(-want//(k*chunks))); rows, M = s.batch*tiles*BM, s.y.blocks*BLOCK
     new = lambda *shape, dtype=s.dtype: torch.empty(*shape, dtype=dtype, device=dev)
-    chain, cols = chained(dev), 4 if f64 else min(8, max(1, KV)); W, pieces = chunks*KV, s.batch*s.y.blocks
+    chain, cols = chained(dev), 4 if f64 else max(1, KV if INTERPRETED else min(8, KV)); W, pieces = chunks*KV, s.batch*s.y.blocks
     Vh = new(s.batch, M, max(1, W), dtype=s.dtype if f64 else torch.float16); Vl = Vh if f64 else torch.empty_like(Vh); z = new(s.batch, M) if first else Vh; e = Vh if f64 else new(pieces, W + first); ref = e if f64 else new(s.batch, W + first)
     if not f64: launch(exponents_kernel, (pieces, -(-(W + first)//cols)), V, bias[1], e, s.y.n, s.y.blocks, q, W, FIRST=first, COLS=cols, BLOCK=BLOCK, CHAIN=chain)
     launch(columns_kernel, (pieces, max(1, W//cols)), V, bias[1], e, Vh, Vl, z, ref, s.y.n, s.y.blocks, q, W, FIRST=first, KV=KV, COLS=cols, F=s.F, BLOCK=BLOCK, CHAIN=chain)
