@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'triton_ready', 'sized', 'other_sizes', 'half_steps', 'products', 'rehearse', 'version', 'TritonGeometry',
-           'capture', 'RecordedProduct', 'positive', 'Recorded', 'Shared', 'fill', 'Loop', 'kept', 'loop_for',
+           'capture', 'RecordedProduct', 'positive', 'Recorded', 'Shared', 'owned', 'fill', 'Loop', 'kept', 'loop_for',
            'level_constants', 'Descent']
 
 # %% ../nbs/14_triton.ipynb #8c4136fa
@@ -323,6 +323,12 @@ class Shared:
             yield
             self.done = torch.cuda.Event(); self.done.record(stream)
 
+def owned(
+    ts, # tensors
+) -> list: # of copies
+    "Buffers that can be written to for ever, also if they were made inside `torch.inference_mode`."
+    with torch.inference_mode(False): return [t.clone() for t in ts]
+
 def fill(
     mine, theirs, # lists of tensors
 ):
@@ -333,20 +339,20 @@ class Loop(Shared):
     "Sinkhorn iterations for one shape of problem at one regularisation, as CUDA graphs."
     def __init__(self, geom):
         super().__init__(); self.eps, self.exact, self.owner, self.setting, self.runs = geom.eps, geom.exact, None, None, {}
-        self.clouds = [t.clone() for t in geom.clouds()]
+        self.clouds = owned(geom.clouds())
         lay = lambda: prepare(*self.clouds[:2], self.eps, (0., 0.), self.exact, balance=self.clouds[2])
         lay(); self.lay, self.scores = capture(lay)
 
     def load(self, geom, setting):
         if self.owner is None or self.owner() is not geom: fill(self.clouds, geom.clouds()); self.lay.replay(); self.owner = weakref.ref(geom)
-        if self.setting is None: self.sides = tuple(tuple(t.clone() for t in side) for side in setting)
+        if self.setting is None: self.sides = tuple(tuple(owned(side)) for side in setting)
         if self.setting is not setting: fill(sum(self.sides, ()), sum(setting, ())); self.setting = setting
 
     def __call__(self, geom, setting, f, g, steps):
         with self.turn():
             self.load(geom, setting)
             if steps not in self.runs:
-                pair = f.clone(), g.clone(); _run(self.scores, self.sides, *pair, 1)
+                pair = owned((f, g)); _run(self.scores, self.sides, *pair, 1)
                 self.runs[steps] = pair, *capture(lambda: _run(self.scores, self.sides, *pair, steps))
             pair, graph, out = self.runs[steps]; fill(pair, (f, g)); graph.replay()
             return tuple(t.clone() for t in out)
@@ -364,7 +370,7 @@ _loops, _asked = OrderedDict(), OrderedDict()
 def loop_for(geom) -> Loop: # or None: a large problem, the first two calls, no GPU
     "The record for problems of this shape."
     x, y = geom.x, geom.y
-    if not x.is_cuda or torch.cuda.is_current_stream_capturing() or x.numel() + y.numel() > 2**22 or x.numel()//x.shape[-1]*y.shape[-2] > 2**30: return None
+    if not x.is_cuda or torch.cuda.is_current_stream_capturing() or x.numel() + y.numel() > 2**21 or x.numel()//x.shape[-1]*y.shape[-2] > 2**30: return None
     key = (x.shape, y.shape, x.dtype, x.device, geom.eps, geom.exact, y is x)
     count = kept(_asked, key, lambda: [0]); count[0] += 1
     if count[0] < 3: return None
@@ -424,7 +430,7 @@ class Descent(Shared):
         if self.calls < 3 or not args[0].is_cuda or torch.cuda.is_current_stream_capturing(): return self.work(*args)
         with self.turn():
             if self.graph is None:
-                self.args = [t.clone() for t in args]
+                self.args = owned(args)
                 self.graph, self.out = capture(lambda: self.work(*self.args))
             fill(self.args, args); self.graph.replay()
             return [t.clone() for t in self.out]
@@ -439,7 +445,7 @@ def _anneal(self, p, levels, last=True, pulls=()):
     if len(levels) > 200 or len(x)*x.shape[1]*y.shape[1] > 2**28: return None
     exact, make = self.at(levels[-1]).exact, lambda: Descent(levels[-1], exact, len(levels), last, pulls)
     key = (x.shape, None if p.symmetric else y.shape, x.dtype, x.device, levels[-1], exact, len(levels), last, pulls)
-    run = kept(_descents, key, make) if x.numel() + y.numel() <= 2**22 else make()
+    run = kept(_descents, key, make) if x.numel() + y.numel() <= 2**21 else make()
     c = torch.tensor([v for row in level_constants(p, levels, x.dtype == torch.float64) for side in row for v in side] + [*balanced(*self.radii)], dtype=torch.float64).to(x.device)
     out = run(c[:-2].view(-1, 2, 4), c[-2:], x.contiguous(), a, *(() if p.symmetric else (y.contiguous(), b)))
     out = [out[0], out[0], out[1], out[1], *out[2:]] if p.symmetric else out
