@@ -16,7 +16,7 @@ from .core import *
 from .dual_energy import *
 
 # %% ../nbs/03_gradient.ipynb #9f6cafd4
-class Moments:
+class Moments(TwoSided):
     "What all derivatives at one pair of potentials share: marginals and barycentres, computed on demand, one pass a side."
     def __init__(self,
         p:Problem, f:Tensor, g:Tensor, # problem and its potentials (..., n), (..., m)
@@ -30,11 +30,10 @@ class Moments:
         "Moments whose marginal densities (..., n) and (..., m) are known already: no pass is spent on them."
         m = cls(p, f, g); m.density, m.T.density = density, density_T
         return m
-    @cached_property
+    @two_way
     def T(self):
         "The same for the transposed problem."
-        t = Moments(self.p.T, self.g, self.f, None if self.offset is None else -self.offset)
-        t.__dict__["T"] = self; return t
+        return Moments(self.p.T, self.g, self.f, None if self.offset is None else -self.offset)
     @cached_property
     def wide_v(self):
         "(..., m) bias of the columns with their weights in it"

@@ -20,7 +20,7 @@ from .implicit_diff import *
 def _block_diagonal(t:Tensor): # (..., n, d) -> (..., n, n, d), nonzero where the two n agree
     return torch.eye(t.shape[-2], dtype=t.dtype, device=t.device)[..., None] * t[..., None, :, :]
 
-class DenseHessian:
+class DenseHessian(TwoSided):
     "All second derivatives at one pair of potentials as dense blocks; `T` sees the clouds exchanged. Memory n m d."
     def __init__(self,
         m:Moments,   # marginals at converged potentials
@@ -29,14 +29,15 @@ class DenseHessian:
         self.m, self.p, self.system = m, m.p, ScaledSystem(m)
         self._solver = solver
 
-    @cached_property
+    @two_way
     def T(self):
         "The same, seen from the transposed problem; it shares the solver."
-        t = DenseHessian(self.m.T, lambda w, z: self.solver(z, w)[::-1])
-        t.system = self.system.T; t.__dict__["T"] = self
+        t = DenseHessian(self.m.T); t.system = self.system.T
         return t
     @cached_property
-    def solver(self): return self._solver or factorise(self.system)
+    def solver(self):
+        if self._solver is None and "_back" in self.__dict__ and (one := other_side(self)): solver = one.solver; return lambda w, z: solver(z, w)[::-1]
+        return self._solver or factorise(self.system)
     @cached_property
     def kernel(self):
         "(..., n, m) the plan over its weights, `P_ij / (a_i b_j)`"

@@ -16,7 +16,7 @@ from .dual_energy import *
 from .gradient import *
 
 # %% ../nbs/04_implicit_diff.ipynb #fe83b9d5
-class ScaledSystem:
+class ScaledSystem(TwoSided):
     "The scaled system `[[I, N], [N^T, I]]` at one pair of potentials, acting on columns; `T` exchanges the blocks."
     def __init__(self, m:Moments): # marginals at the potentials
         p, self.m, self.p = m.p, m, m.p
@@ -25,10 +25,8 @@ class ScaledSystem:
         self.root = (p.a * self.alpha).sqrt()[..., None]              # sqrt of the diagonal; the null vector, if balanced
         self.bias = m.u + .5*(p.log_a - self.alpha.log())
 
-    @cached_property
-    def T(self):
-        t = ScaledSystem(self.m.T); t.__dict__["T"] = self
-        return t
+    @two_way
+    def T(self): return ScaledSystem(self.m.T)
     @cached_property
     def full(self):
         "has every point of the first cloud some weight?"

@@ -10,6 +10,7 @@ __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'RO
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
+import weakref
 
 import torch
 import triton
@@ -233,7 +234,7 @@ class DeviceCG:
     ):
         p, dev = s.p, s.root.device; B, self.n, self.m = p.a[..., 0].numel(), p.a.shape[-1], p.b.shape[-1]
         kind = SparseProducts if isinstance(p.geom, TruncatedGeometry) else StreamedProducts if k == 1 else WideProducts
-        self.s, self.prod, self.k, self.B = s, kind(s, k), k, B
+        self.s, self.prod, self.k, self.B = weakref.proxy(s), kind(s, k), k, B       # the system holds this solver
         new = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=dev)
         self.x, self.r, self.p, self.q, self.U, self.u = *(new(B, self.m, k) for _ in range(4)), new(B, self.n, k), new(B, self.n, k)
         self.rhs, self.goal = new(B, self.m, k), new(1)

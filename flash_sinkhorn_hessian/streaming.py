@@ -346,7 +346,7 @@ def _compile(d, dtype): # library, or None and why
     return None, why
 
 # %% ../nbs/08_streaming.ipynb #4c9ccb44
-class StreamingGeometry:
+class StreamingGeometry(TwoSided):
     "The Gibbs kernel of two clouds, strip by strip: memory proportional to (n + m) d; runs anywhere PyTorch does."
     name = "streaming"
     DIRECT = 16                 # up to this dimension scores come from coordinate differences
@@ -364,26 +364,24 @@ class StreamingGeometry:
         self.dtype, self.d = x.dtype, x.shape[-1]
         self.scale = LOG2E / eps                                  # cost to bits
         self.width = (y.shape[-2] + 15)//16*16                    # columns of a strip, padded to whole vectors
-        self._T, self._parts, self._buffers = None, None, {}
+        self._parts, self._buffers = None, {}
     @cached_property
     def size(self): return (self.x.double().square().sum(-1).max() + self.y.double().square().sum(-1).max()).item()   # a bound on the terms of an expanded square
     @cached_property
     def direct(self): return self.d <= self.DIRECT or self.size * self.scale * torch.finfo(self.dtype).eps > 1e-5
 
     def _moved(self, eps): # to another eps: what does not depend on it is kept
-        g = copy(self); g.eps, g.scale, g._T, g._parts = eps, LOG2E/eps, None, None
+        g = copy(self); g.eps, g.scale, g._parts = eps, LOG2E/eps, None
         for name in ("direct", "rough", "whole"): g.__dict__.pop(name, None)
         if "kept" in g.__dict__ and g.direct != self.direct: del g.kept
         return g
     def at(self, eps:float):
         g = self._moved(eps)
-        if self._T is not None: g._T = self._T._moved(eps); g._T._T = g
+        if (other := other_side(self)) is not None: two_way.tie(g, other._moved(eps))
         return g
     def _like(self, x, y): return StreamingGeometry(x, y, self.eps, self.compiled)
-    @property
-    def T(self):
-        if self._T is None: self._T = self._like(self.y, self.x); self._T._T = self
-        return self._T
+    @two_way
+    def T(self): return self._like(self.y, self.x)
     @property
     def parts(self):
         "One geometry for each problem of a batch."

@@ -94,7 +94,7 @@ def version(t):
     "How often a tensor was changed in place; unlike itself where nobody counts (`torch.inference_mode`), so that nothing is remembered."
     return float("nan") if t.is_inference() else t._version
 
-class TritonGeometry:
+class TritonGeometry(TwoSided):
     "The Gibbs kernel of two clouds on a GPU: one pass over the scores a call, memory proportional to (n + m) d."
     name = "triton"
     def __init__(self,
@@ -107,18 +107,14 @@ class TritonGeometry:
         self.x = up(x); self.y = self.x if y is x else up(y); self.eps, self.batch = eps, x.shape[:-2]
         size = lambda t: t.double().square().sum(-1).max().sqrt()
         self.radii = radii or tuple(torch.stack([size(self.x), size(self.y)]).tolist())
-        self._T = self._scores = None; self._doubles = {}; self._known, self._products, self._graphs = [], [], {}
+        self._scores = None; self._doubles = {}; self._known, self._products, self._graphs = [], [], {}
 
     def at(self, eps:float):
         if eps == self.eps: return self
         out = TritonGeometry(self.x, self.y, eps, self.radii); out._doubles = self._doubles
         return out
-    @property
-    def T(self):
-        if self._T is None: 
-            self._T = TritonGeometry(self.y, self.x, self.eps, self.radii[::-1])
-            self._T._T = self
-        return self._T
+    @two_way
+    def T(self): return TritonGeometry(self.y, self.x, self.eps, self.radii[::-1])
     @property
     def exact(self):
         "Are differences needed, instead of expanded squares?"
@@ -130,7 +126,7 @@ class TritonGeometry:
     @property
     def scores(self):
         "Both clouds laid out for the kernels, on first use."
-        if self._scores is None and self._T is not None and self._T._scores is not None: self._scores = self._T._scores.T
+        if self._scores is None and (other := other_side(self)) is not None and other._scores is not None: self._scores = other._scores.T
         if self._scores is None:
             with torch.no_grad():
                 x = self.x.reshape(-1, *self.x.shape[-2:]); y = x if self.y is self.x else self.y.reshape(-1, *self.y.shape[-2:])
@@ -256,7 +252,7 @@ def _run_both(s, setting, f, g, steps):
 class Recorded:
     "A fixed number of iterations as a CUDA graph: input and output buffers, and one launch."
     def __init__(self, geom, p, f, g, steps, run, step):
-        self.p, self.setting, self.f, self.g = p, _setting(geom, p, step), f.clone(), g.clone()
+        self.setting, self.f, self.g = _setting(geom, p, step), f.clone(), g.clone()
         side = torch.cuda.Stream(f.device); side.wait_stream(torch.cuda.current_stream(f.device))
         with torch.cuda.stream(side): run(geom.scores, self.setting, self.f, self.g, 1)
         torch.cuda.current_stream(f.device).wait_stream(side)
@@ -271,7 +267,7 @@ def _alternate(self, p, f, g):
     "One Sinkhorn iteration in two fused sweeps, see `sinkhorn.alternate`."
     key = ("setting", id(p))
     if len(self._graphs) > 8: self._graphs.clear()
-    if key not in self._graphs: self._graphs[key] = [p, _setting(self, p), 0]   # keeps p, so its id stays its own
+    if key not in self._graphs or self._graphs[key][0]() is not p: self._graphs[key] = [weakref.ref(p), _setting(self, p), 0]   # p knows this geometry: a strong link would make a ring
     self._graphs[key][2] += 1
     if self._graphs[key][2] > 3 and self.x.is_cuda and not torch.cuda.is_current_stream_capturing(): 
         f, g, err = self.iterate(p, f, g, 1)
@@ -284,7 +280,7 @@ def _iterate_both(self, p, f, g, steps, step=.5):
     "`steps` symmetric iterations without waiting: new f, new g, errors (steps, ...) of the pair before each; None where column sums would not do: weights of zero, or a wish for the same bits every time."
     key = ("both", id(p), steps, step); run = self._graphs.get(key)
     if len(self._graphs) > 8: self._graphs.clear()
-    if run is None: run = self._graphs[key] = [p, _setting(self, p, step), 0, None, positive(p.a) and positive(p.b)]
+    if run is None or run[0]() is not p: run = self._graphs[key] = [weakref.ref(p), _setting(self, p, step), 0, None, positive(p.a) and positive(p.b)]
     if not run[4] or torch.are_deterministic_algorithms_enabled(): return None
     run[2] += 1; f, g = self.flat(f), self.flat(g)
     if run[2] < 4 or not self.x.is_cuda or torch.cuda.is_current_stream_capturing(): f, g, err = _run_both(self.scores, run[1], f, g, steps)
@@ -304,7 +300,7 @@ def _self_step(self, p, f):
     "Half an update of the one potential of a symmetric problem, in one fused sweep, see `sinkhorn.self_step`."
     if len(self._graphs) > 8: self._graphs.clear()
     key, s, f = ("self", id(p)), self.scores, self.flat(f)
-    if key not in self._graphs: self._graphs[key] = [p, _setting(self, p, .5)[0]]
+    if key not in self._graphs or self._graphs[key][0]() is not p: self._graphs[key] = [weakref.ref(p), _setting(self, p, .5)[0]]
     par, la, a = self._graphs[key][1]
     tiles = parts(s, *marginal_config(s)[:2], marginal_config(s)[-1])[0]; err = torch.zeros(s.batch*tiles, dtype=torch.float64, device=f.device)
     bias, spare = column_bias(s, f, par, la), tuple(torch.empty(s.batch, s.x.blocks*BLOCK, dtype=s.dtype, device=f.device) for _ in "hw")
@@ -381,7 +377,7 @@ def loop_for(geom) -> Loop: # or None: a large problem, the first two calls, no 
 def _iterate(self, p, f, g, steps):
     "`steps` Sinkhorn iterations without waiting: new f, new g, errors (steps, ...) of the pair before each of them."
     f, g = self.flat(f), self.flat(g); run = self._graphs.get("setting")
-    if run is None or run[0] is not p: run = self._graphs["setting"] = [p, _setting(self, p)]
+    if run is None or run[0]() is not p: run = self._graphs["setting"] = [weakref.ref(p), _setting(self, p)]
     loop = loop_for(self)
     if loop is None: f, g, err = _run(self.scores, run[1], f, g, steps)
     else: f, g, err = loop(self, run[1], f, g, steps)

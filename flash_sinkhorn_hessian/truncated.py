@@ -83,7 +83,7 @@ class Sparse:
         return torch.stack([one(A[min(h, len(A) - 1)], B[min(h, len(B) - 1)], alpha[h], beta[h]) for h in range(len(alpha))])
 
 # %% ../nbs/09_truncated.ipynb #19980332
-class TruncatedGeometry:
+class TruncatedGeometry(TwoSided):
     "The Gibbs kernel near one pair of biases as a sparse matrix of the pairs that carry mass there; a batch is one block-diagonal matrix."
     def __init__(self,
         parent,                          # the geometry of all pairs
@@ -92,13 +92,10 @@ class TruncatedGeometry:
     ):
         self.parent, self.kernel, self.u0, self.v0 = parent, kernel, u0, v0
         self.x, self.y, self.eps, self.name = parent.x, parent.y, parent.eps, parent.name
-        self._kernel_T, self._T = kernel_T, None
+        self._kernel_T = kernel_T
     def at(self, eps:float): return self if eps == self.eps else self.parent.at(eps)   # at another eps other pairs matter
-    @property
-    def T(self):
-        if self._T is None:
-            self._T = TruncatedGeometry(self.parent.T, self._kernel_T, self.kernel, self.v0, self.u0); self._T._T = self
-        return self._T
+    @two_way
+    def T(self): return TruncatedGeometry(self.parent.T, self._kernel_T, self.kernel, self.v0, self.u0)
     def plan(self, u, v): return self.parent.plan(u, v)
     def apply(self, u, v, V):
         "(..., n, k) the kernel times the columns `V` (..., m, k)"

@@ -46,3 +46,22 @@ def test_no_array_of_pairs_other_shapes(n, m, d, dtype, bound):
 def test_fifty_thousand_points_in_one_gibibyte(dtype):
     got = measure(50_000, 50_000, 3, dtype)
     assert got['mib'] < 1024, got
+
+@pytest.mark.parametrize('backend', ['dense', 'streaming'])
+def test_nothing_waits_for_the_garbage_collector(backend):
+    "What a solve, its derivatives and a training step made is freed when they are: an object and its transpose are no ring."
+    import gc
+    import torch
+    from flash_sinkhorn_hessian import SamplesLoss, divergence, solve
+    x, y = torch.rand(30, 3, dtype=torch.float64), torch.rand(40, 3, dtype=torch.float64)
+    def second_order(sol): sol.value; sol.grad('x'); sol.grad('y'); sol.hvp(torch.ones_like(x)); sol.hvp(torch.ones_like(y), ('x', 'y'))
+    def training():
+        z = x.clone().requires_grad_(); g, = torch.autograd.grad(SamplesLoss(blur=.3, backend=backend)(z, y), z, create_graph=True)
+        torch.autograd.grad(g.square().sum(), z)
+    jobs = dict(solve=lambda: second_order(solve(x, y, eps=.1, backend=backend)), relaxed=lambda: second_order(solve(x, y, eps=.1, reach=.5, backend=backend)),
+                divergence=lambda: second_order(divergence(x, y, eps=.1, backend=backend)), hessian=lambda: solve(x, y, eps=.1, backend=backend).hessian(('x', 'b')), training=training)
+    for name, job in jobs.items():
+        job(); gc.collect(); gc.disable()
+        try: gc.set_debug(gc.DEBUG_SAVEALL); job(); gc.collect(); left = [type(o).__name__ for o in gc.garbage if isinstance(o, torch.Tensor) or type(o).__module__.startswith('flash_sinkhorn')]
+        finally: gc.set_debug(0); gc.garbage.clear(); gc.enable()
+        assert not left, (name, left)
