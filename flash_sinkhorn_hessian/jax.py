@@ -86,9 +86,12 @@ def response(
     return df, (wT - mean_x(df))/be
 
 # %% ../nbs/24_jax.ipynb #2c9cbaf0
+def _float64(): # what a user must do to have it
+    return "use float64" if jax.config.jax_enable_x64 else "use float64, which needs jax.config.update('jax_enable_x64', True) before the first array is made"
+
 def _warn_cost(err, tol): # called from compiled code, with numpy arrays
     if not np.all(err <= tol):
-        warnings.warn(f"the solve stopped at marginal_error {np.max(err):.2g}, tol {np.min(tol):.2g}: raise max_iter, eps or tol, or use float64", ConvergenceWarning)
+        warnings.warn(f"the solve stopped at marginal_error {np.max(err):.2g}, tol {np.min(tol):.2g}: raise max_iter, eps or tol, or {_float64()}", ConvergenceWarning)
     return np.ones_like(err)
 
 def report(out, tol): # (potentials ..., Info), marginal error wanted

@@ -364,10 +364,10 @@ def follow_path(
     step,                 # function (problem, costs, g, f) -> f, error, Newton's step
     o:Options, p:Problem, tol, f0, # L1 error wanted; function of the costs: where f starts
 ) -> tuple: # f (n,), g (m,), L1 error (inf if the last eps was not reached), rounds
-    "Newton along a path of eps; gives up after twelve whole steps at the last one, or 300 in all."
+    "Newton along a path of eps; gives up after forty whole steps at the last one, or 300 in all."
     C, p = costs(p), p._replace(a=floored(p.a), b=floored(p.b))
     start = p.eps*2.**jnp.maximum(0., jnp.ceil(jnp.log2(C.max()/p.eps)) - 5)      # a 32nd of the largest cost
-    def go(w): _, err, whole, it = w.numbers; return ~(err <= tol) & (whole < 12) & (it < min(300, o.max_iter)) & ~jnp.isnan(err)
+    def go(w): _, err, whole, it = w.numbers; return ~(err <= tol) & (whole < 40) & (it < min(300, o.max_iter)) & ~jnp.isnan(err)
     def advance(w):
         (eps, _, whole, it), g = w.numbers, w.g + w.move
         f, err, dg = step(p._replace(eps=eps), C, g, w.f)
