@@ -228,6 +228,42 @@ def test_wrong_kinds_and_options():
         with pytest.raises((TypeError, ValueError), match=words): bad()
 
 @needs_jax
+def test_without_x64():
+    "JAX's own default: float32 all the way, to float32's accuracy; whoever wants float64 is told the setting."
+    code = f"""
+import sys, warnings; sys.path.insert(0, {str(ROOT)!r})
+import jax, jax.numpy as jnp, numpy as np, flash_sinkhorn_hessian as package
+from flash_sinkhorn_hessian.core import random_problem
+from flash_sinkhorn_hessian.jax import reg_ot_divergence
+p = random_problem(15, 17); args = [jnp.asarray(p[k].numpy()) for k in 'xyab']; div = package.divergence(**p, eps=.1)
+with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    value, g, H = jax.jit(lambda x: (lambda f: (f(x), jax.grad(f)(x), jax.hessian(f)(x)))(lambda x: reg_ot_divergence(x, *args[1:], .1)))(args[0])
+for got, want in ((value, div.value), (g, div.grad()), (H, div.hessian())):
+    assert got.dtype == jnp.float32 and np.linalg.norm(got - want.numpy()) < 1e-5*np.linalg.norm(want), (got, want)
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter('always'); reg_ot_divergence(*args, .1, tol=1e-11).block_until_ready(); jax.effects_barrier()
+assert 'marginal_error' in str(said[0].message) and 'jax_enable_x64' in str(said[0].message), said
+try: package.SinkhornHessian()
+except ValueError as e: assert 'jax_enable_x64' in str(e)
+else: raise AssertionError
+assert package.SinkhornHessian(dtype=jnp.float32).solve_ott(*args, .1, 1e-6).f.dtype == jnp.float32
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+@needs_jax
+def test_points_without_weight_are_exact():
+    "Their potentials, which are the gradient in their weights, satisfy the update, balanced or not, on either side."
+    from flash_sinkhorn_hessian.jax_dual import Options, Problem, densities, maximise_dual
+    p = random_problem(9, 7, seed=2); p['a'][0] = 0; p['b'][:2] = 0; p['a'] /= p['a'].sum(); p['b'] /= p['b'].sum()
+    q = Problem(*arrays(p), jnp.asarray(.02))
+    for o in (Options(), Options(.3, 2.)):
+        for o, r in ((o, q), (o.T, q.T)):
+            f, g, _ = jax.jit(maximise_dual, static_argnums=0)(o, r, 1e-12); dx, dy = densities(o, r, f, g)
+            assert abs(dx*jnp.exp(f/o.rho_x) - 1).max() < 1e-9 and abs(dy*jnp.exp(g/o.rho_y) - 1).max() < 1e-9
+
+@needs_jax
 def test_not_converged_is_said():
     x, y, a, b = arrays(random_problem(6, 5))
     with pytest.warns(ConvergenceWarning, match='marginal_error'):
