@@ -36,7 +36,7 @@ def unit(
     "The scale of each column; never quite zero."
     return torch.linalg.vector_norm(t, math.inf, dims, keepdim=True).clamp_min_(1e-300)
 
-# %% ../nbs/13_kernels_plan.ipynb #0844a2e3
+# %% ../nbs/13_kernels_plan.ipynb #5c4ed050
 @triton.jit
 def power(e):
     "2^e exactly, in float64, for a whole e."
@@ -47,6 +47,7 @@ def exponent(top):
     "The whole exponent that bounds a magnitude; never quite that of zero."
     return tl.ceil(tl.log2(tl.maximum(top, 1e-300)))
 
+# %% ../nbs/13_kernels_plan.ipynb #5c4ed052
 @triton.jit(do_not_specialize=_RUNTIME)
 def exponents_kernel(V_ptr, w_ptr, e_ptr, m, MB, q, W, FIRST: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "Exponents of the columns of V times the factor of their bias, of each block of rows."
@@ -56,6 +57,7 @@ def exponents_kernel(V_ptr, w_ptr, e_ptr, m, MB, q, W, FIRST: tl.constexpr, COLS
     t = tl.load(V_ptr + ((b*m + j)*q)[:, None] + c[None, :], mask=(j < m)[:, None] & (c < q)[None, :], other=0.0)*w[:, None]
     tl.store(e_ptr + pid*(W + FIRST) + c, exponent(tl.max(tl.abs(t), 0)).to(tl.float32), mask=c < W + FIRST)
 
+# %% ../nbs/13_kernels_plan.ipynb #5c4ed054
 @triton.jit
 def largest_exponent(e_ptr, MB, width, SHAPE: tl.constexpr):
     "The largest exponents of all blocks, at a vector of pointers."

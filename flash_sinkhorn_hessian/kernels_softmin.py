@@ -49,7 +49,7 @@ def launch(
     "Run a kernel; constants must determine the dtypes of all the tensors."
     if INTERPRETED: return kernel[grid](*args, **consts)
     key = (kernel, warps, regs, torch.cuda.current_device(), *consts.values()); hit = _compiled.get(key); asked = getattr(_here, "asked", None)
-    options = dict(num_warps=warps, maxnreg=regs, **(dict(launch_pdl=True) if consts.get("CHAIN") else {}))
+    options = dict(num_warps=warps, **(dict(maxnreg=regs) if regs else {}), **(dict(launch_pdl=True) if consts.get("CHAIN") else {}))
     if asked is not None:
         if hit is None and key not in asked: asked[key] = kernel.warmup(*args, grid=grid, **consts, **options)
     elif hit is None: _compiled[key] = kernel[grid](*args, **consts, **options)

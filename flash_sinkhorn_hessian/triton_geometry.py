@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'triton_ready', 'sized', 'other_sizes', 'half_steps', 'products', 'rehearse', 'version', 'TritonGeometry',
-           'capture', 'RecordedProduct', 'positive', 'Recorded', 'Shared', 'owned', 'fill', 'Loop', 'kept', 'loop_for',
+           'capture', 'RecordedProduct', 'positive', 'Recorded', 'Shared', 'owned', 'fill', 'kept', 'Loop', 'loop_for',
            'level_constants', 'Descent']
 
 # %% ../nbs/14_triton.ipynb #8c4136fa
@@ -307,7 +307,7 @@ def _self_step(self, p, f):
     out = sweep(s, f, bias, torch.empty_like(f), par, (la, a, *spare, err)).reshape(p.a.shape)
     return out, out, 2*err.reshape(s.batch, -1).sum(-1).reshape(self.batch)
 
-# %% ../nbs/14_triton.ipynb #5c4ed021
+# %% ../nbs/14_triton.ipynb #5c4ed060
 class Shared:
     "Buffers that problems of one shape share: one thread and one stream at a time."
     def __init__(self): self.lock, self.done, self.calls = threading.RLock(), None, 0
@@ -331,6 +331,15 @@ def fill(
     "Copy, where it is not there already."
     for t, s in zip(mine, theirs): t.copy_(s)
 
+def kept(
+    store:OrderedDict, key, make, # a store of at most sixteen things, and how to make another one
+):
+    "The thing that belongs to a key; the one that has not been asked for longest goes."
+    thing = store.pop(key, None) or make(); store[key] = thing
+    while len(store) > 16: store.popitem(last=False)
+    return thing
+
+# %% ../nbs/14_triton.ipynb #5c4ed062
 class Loop(Shared):
     "Sinkhorn iterations for one shape of problem at one regularisation, as CUDA graphs."
     def __init__(self, geom):
@@ -352,14 +361,6 @@ class Loop(Shared):
                 self.runs[steps] = pair, *capture(lambda: _run(self.scores, self.sides, *pair, steps))
             pair, graph, out = self.runs[steps]; fill(pair, (f, g)); graph.replay()
             return tuple(t.clone() for t in out)
-
-def kept(
-    store:OrderedDict, key, make, # a store of at most sixteen things, and how to make another one
-):
-    "The thing that belongs to a key; the one that has not been asked for longest goes."
-    thing = store.pop(key, None) or make(); store[key] = thing
-    while len(store) > 16: store.popitem(last=False)
-    return thing
 
 _loops, _asked = OrderedDict(), OrderedDict()
 
