@@ -440,7 +440,7 @@ def _anneal(self, p, levels, last=True, pulls=()):
     "Symmetric steps, one at each of the regularisations `levels`: potentials after a full update (if `last`) and before it, two each, and a pull (..., n, d) for each of the sides `pulls`; None where the ordinary loop is as good."
     x, y, a, b = self.x.flatten(0, -3) if self.batch else self.x[None], self.y.flatten(0, -3) if self.batch else self.y[None], self.flat(p.a), self.flat(p.b)
     if len(levels) > 200 or len(x)*x.shape[1]*y.shape[1] > 2**28: return None
-    exact, make = self.at(levels[-1]).exact, lambda: Descent(levels[-1], exact, len(levels), last, pulls)
+    exact, make = self.at(min(levels)).exact, lambda: Descent(levels[-1], exact, len(levels), last, pulls)
     key = (x.shape, None if p.symmetric else y.shape, x.dtype, x.device, levels[-1], exact, len(levels), last, pulls)
     run = kept(_descents, key, make) if x.numel() + y.numel() <= 2**21 else make()
     c = torch.tensor([v for row in level_constants(p, levels, x.dtype == torch.float64) for side in row for v in side] + [*balanced(*self.radii)], dtype=torch.float64).to(x.device)
