@@ -36,8 +36,10 @@ class DenseHessian(TwoSided):
         return t
     @cached_property
     def solver(self):
-        if self._solver is None and "_back" in self.__dict__ and (one := other_side(self)): solver = one.solver; return lambda w, z: solver(z, w)[::-1]
-        return self._solver or factorise(self.system)
+        one = other_side(self) if "_back" in self.__dict__ else None      # whose transpose this is
+        if one is None: return self._solver or factorise(self.system)
+        theirs = one.solver                                               # a link to it, not to its owner
+        return lambda w, z: theirs(z, w)[::-1]
     @cached_property
     def kernel(self):
         "(..., n, m) the plan over its weights, `P_ij / (a_i b_j)`"

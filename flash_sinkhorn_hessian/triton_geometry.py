@@ -310,7 +310,7 @@ def _self_step(self, p, f):
 # %% ../nbs/14_triton.ipynb #5c4ed060
 class Shared:
     "Buffers that problems of one shape share: one thread and one stream at a time."
-    def __init__(self): self.lock, self.done, self.calls = threading.RLock(), None, 0
+    def __init__(self): self.lock, self.done = threading.RLock(), None
     @contextmanager
     def turn(self):
         with self.lock:
@@ -328,7 +328,7 @@ def owned(
 def fill(
     mine, theirs, # lists of tensors
 ):
-    "Copy, where it is not there already."
+    "Copy one list into the other."
     for t, s in zip(mine, theirs): t.copy_(s)
 
 def kept(
@@ -403,7 +403,7 @@ def level_constants(
 class Descent(Shared):
     "Symmetric steps down a schedule for one shape of problem, without a word to the host; a CUDA graph from the third call on."
     def __init__(self, eps:float, exact:bool, count:int, last:bool, pulls:tuple):
-        super().__init__(); self.eps, self.exact, self.count, self.last, self.pulls, self.graph = eps, exact, count, last, pulls, None
+        super().__init__(); self.eps, self.exact, self.count, self.last, self.pulls, self.calls, self.graph = eps, exact, count, last, pulls, 0, None
 
     def work(self, table, factors, x, a, y=None, b=None):
         "The launches: potentials after a full update (if `last`), those before it, and for some sides what pulls at the points."
