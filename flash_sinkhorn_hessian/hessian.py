@@ -36,7 +36,7 @@ class DenseHessian(TwoSided):
         return t
     @cached_property
     def solver(self):
-        one = other_side(self) if "_back" in self.__dict__ else None      # whose transpose this is
+        one = self.__dict__.get("_back", lambda: None)()                  # whose transpose this is, if that is still there
         if one is None: return self._solver or factorise(self.system)
         theirs = one.solver                                               # a link to it, not to its owner
         return lambda w, z: theirs(z, w)[::-1]
