@@ -47,6 +47,22 @@ def test_recorded_loop_and_products():
     for k in range(5): assert ((p.geom.apply(u, v, k*V) - k*first).norm() <= 1e-5*first.norm()*max(k, 1))
     u += 1.; assert (p.geom.apply(u, v, V)/math.e - first).norm() < 1e-5*first.norm()   # changed in place: no stale replay
 
+def test_products_that_look_ahead():
+    "Sixty-four columns at a known maximum, on a Hopper card in flight beside the powers of two: every form of the scores, odd sizes, weights of zero, batches, rows of any magnitude."
+    from flash_sinkhorn_hessian.dual_energy import DenseGeometry
+    from flash_sinkhorn_hessian.kernels_plan import looks_ahead, plan_product
+    from flash_sinkhorn_hessian.kernels_softmin import column_bias, prepare
+    gen = torch.Generator("cuda").manual_seed(7); u = lambda *s: torch.rand(*s, generator=gen, device="cuda"); ahead = 0
+    for n, m, d, B in ((1, 1, 3, 1), (70, 200, 1, 2), (129, 257, 2, 1), (500, 300, 3, 3), (333, 1000, 4, 1), (640, 128, 5, 1), (100, 900, 8, 2), (300, 400, 10, 1), (257, 511, 16, 1), (200, 300, 17, 2), (400, 129, 32, 1), (150, 1500, 64, 1), (90, 260, 100, 1)):
+        x, y = u(B, n, d), u(B, m, d); x, y = x - x.mean(-2, True), y - y.mean(-2, True); eps = .1*d/6; b = u(B, m).double()
+        if m > 1: b[:, m//2] = 0
+        s = prepare(x, y, eps, [t.norm(dim=-1).max().item() for t in (x, y)]); v = (b/b.sum(-1, True)).log(); D = DenseGeometry(x.double(), y.double(), eps); r = -D.lse(v); bias = column_bias(s, v); ahead += looks_ahead(s, x.device)
+        for q in (64, 65, 49, 130):
+            V = torch.randn(B, m, q, generator=gen, device="cuda").double()*torch.logspace(-6, 6, q, device="cuda").double(); keep = []; plan_product(s, r, bias, V, keep=keep); want = D.plan(r, v) @ V; unit = want.abs().amax((0, 1))
+            for shift in (0, 0, 300): assert (((plan_product(s, r + shift, bias, V, top=keep[0])[:, 0]/math.exp(shift) - want)/unit).norm()/(want/unit).norm()) < 3e-6, (n, m, d, q, shift)
+    from flash_sinkhorn_hessian import kernels_plan
+    assert ahead == (12 if kernels_plan.gluon and torch.cuda.get_device_capability()[0] == 9 else 0)
+
 def test_a_new_size_compiles_nothing():
     from flash_sinkhorn_hessian.triton_geometry import TritonGeometry
     def run(n):
@@ -55,4 +71,4 @@ def test_a_new_size_compiles_nothing():
     run(3000); assert max(run(3001), run(3537), run(5000)) < .1
 
 if __name__ == "__main__":
-    for test in (test_interface, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_recorded_loop_and_products, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
+    for test in (test_interface, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_recorded_loop_and_products, test_products_that_look_ahead, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
