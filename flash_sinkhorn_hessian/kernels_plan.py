@@ -79,21 +79,22 @@ def largest_exponent(e_ptr, MB, width, SHAPE: tl.constexpr):
 @triton.jit(do_not_specialize=_RUNTIME)
 def columns_kernel(V_ptr, w_ptr, e_ptr, hi_ptr, lo_ptr, z_ptr, ref_ptr, y_ptr, vh_ptr, yb_ptr, m, MB, q, W, FIRST: tl.constexpr, KV: tl.constexpr, COLS: tl.constexpr, SLOT: tl.constexpr, K: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "Columns of V times the factor of their bias, over a power of two, split in two halves; FIRST: the first one goes to z instead. SLOT: a copy of the points with their biases in it."
-    in_turn(CHAIN)
+    if F == tl.float64: in_turn(CHAIN)
     pid = tl.program_id(0); b = (pid // MB).to(tl.int64); j = pid % MB * BLOCK + tl.arange(0, BLOCK); e_at = e_ptr + b*MB*(W + FIRST); ref_at = ref_ptr + b*(W + FIRST)
-    w = tl.load(w_ptr + b*MB*BLOCK + j).to(tl.float64)
+    w = tl.load(w_ptr + b*MB*BLOCK + j).to(tl.float64); c = tl.program_id(1)*COLS + tl.arange(0, COLS) + FIRST
+    if FIRST: t0 = tl.load(V_ptr + (b*m + j)*q, mask=j < m, other=0.0)*w
+    if KV > 0: t = tl.load(V_ptr + ((b*m + j)*q)[:, None] + c[None, :], mask=(j < m)[:, None] & (c < q)[None, :], other=0.0)*w[:, None]
+    if F != tl.float64: in_turn(CHAIN)   # what was read is older than the kernel ahead, which only left exponents
     if FIRST:
         if tl.program_id(1) == 0:
             ref = largest_exponent(e_at + tl.arange(0, 1), MB, W + FIRST, [1])
             tl.store(ref_at + tl.arange(0, 1), ref)
-            tl.store(z_ptr + b*MB*BLOCK + j, (tl.load(V_ptr + (b*m + j)*q, mask=j < m, other=0.0)*w*power(-ref)).to(F))
+            tl.store(z_ptr + b*MB*BLOCK + j, (t0*power(-ref)).to(F))
     if SLOT > 0:
         if tl.program_id(1) == 0:
             at = ((b*MB*BLOCK + j)*K)[:, None] + tl.arange(0, K)[None, :]
             tl.store(yb_ptr + at, put_bias(tl.load(y_ptr + at), tl.load(vh_ptr + b*MB*BLOCK + j), SLOT, K))
     if KV > 0:
-        c = tl.program_id(1)*COLS + tl.arange(0, COLS) + FIRST
-        t = tl.load(V_ptr + ((b*m + j)*q)[:, None] + c[None, :], mask=(j < m)[:, None] & (c < q)[None, :], other=0.0)*w[:, None]
         at = ((b*MB*BLOCK + j)*W)[:, None] + (c - FIRST)[None, :]
         if F == tl.float64: tl.store(hi_ptr + at, t)
         else:
@@ -114,7 +115,6 @@ def plan_kernel(xh, xl, yh, yl, vh_ptr, ah_ptr, al_ptr, bh_ptr, bl_ptr, alpha_pt
                 NB, MB, depth, deep, tiles, per, chunks, k, ka, kb, scale,
                 KNOWN: tl.constexpr, SLOT: tl.constexpr, BIASED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, WMODE: tl.constexpr, KW: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, CHAIN: tl.constexpr):
     "Rows of the kernel times columns, relative to a running maximum; WMODE >= 0: each term weighted by a second score; SLOT: that maximum, known, is part of the product, BIASED: and so are the biases of the columns."
-    in_turn(CHAIN)
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128; W = chunks*KV
     chunk = tl.program_id(2) % chunks; direction = tl.program_id(2) // chunks
     x = tile_at(xh, b, i0, N, depth, MODE, K); x_low = tile_at(xl, b, i0, N, depth, MODE, K)
@@ -131,6 +131,7 @@ def plan_kernel(xh, xl, yh, yl, vh_ptr, ah_ptr, al_ptr, bh_ptr, bl_ptr, alpha_pt
         if BIASED: ah = put_ones(ah, SLOT + 2, K)
     else: top = tl.full([BM], -1e30, F)
     accz = tl.zeros([BM], F)
+    in_turn(CHAIN)   # rows and maxima are older than the kernel ahead
     if KV > 0:
         c = tl.arange(0, KV); acc = tl.zeros([BM, KV], F)
     first = tl.program_id(1)*per*BN
@@ -173,16 +174,16 @@ def plan_kernel(xh, xl, yh, yl, vh_ptr, ah_ptr, al_ptr, bh_ptr, bl_ptr, alpha_pt
 def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr, out_ptr, n, NB, tiles, chunks, k, q, S, unit,
                    KNOWN: tl.constexpr, WEIGHTED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, BM: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
     "Add the parts, each relative to its own maximum, and undo the scalings."
-    in_turn(CHAIN)
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i = pid % tiles * BM + tl.arange(0, BM); live = i < n
     direction = tl.program_id(1) // chunks; chunk = tl.program_id(1) % chunks
     step = tl.num_programs(1).to(tl.int64)*tl.num_programs(0)*BM
     row = tl.program_id(1).to(tl.int64)*tl.num_programs(0)*BM + pid.to(tl.int64)*BM + tl.arange(0, BM)
+    u = tl.load(u_ptr + b*n + i, mask=live, other=-float("inf"))*BITS - tl.load(sqx_ptr + b*NB*128 + i)
     if KNOWN: top = tl.load(top_ptr + pid.to(tl.int64)*BM + tl.arange(0, BM))
-    else:
+    in_turn(CHAIN)   # what was read is older than the kernel ahead
+    if not KNOWN:
         top = tl.load(top_ptr + row)
         for s in range(1, S): top = tl.maximum(top, tl.load(top_ptr + row + s*step))
-    u = tl.load(u_ptr + b*n + i, mask=live, other=-float("inf"))*BITS - tl.load(sqx_ptr + b*NB*128 + i)
     size = tl.exp2(top.to(tl.float64) - 12 + u)
     if WEIGHTED: size = size*tl.load(wmax_ptr + b*k + direction)
     at = ((b*k + direction)*n + i)*q
@@ -273,7 +274,6 @@ def fetch(y, yl, vh, vl, yb, ylb, vhb, vlb, bar, row, col, pred, LOWS: tl.conste
 def plan_ahead_kernel(xh, xl, y, yl, vh_ptr, Vh, Vl, z_ptr, acc_ptr, accz_ptr, top_ptr, NB, MB, tiles, per, chunks,
                       SLOT: tl.constexpr, BIASED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NS: tl.constexpr, R: tl.constexpr, CHAIN: tl.constexpr):
     "`plan_kernel` for a known maximum, without weights: powers of two of one tile while the matrix unit multiplies the tile before."
-    in_turn_ahead(CHAIN)
     LOWS: gl.constexpr = MODE == 1; BIG: gl.constexpr = R*BN; T: gl.constexpr = max(1, min(32, K//8))
     SL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16]); AL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KV, 16]); PL: gl.constexpr = gl.DotOperandLayout(0, AL, 2)
     XB: gl.constexpr = gl.BlockedLayout([1, 8], [32//T, T], [4, 1], [1, 0]); XS: gl.constexpr = gl.NVMMASharedLayout(min(128, 2*K), 16, 2); VS: gl.constexpr = gl.NVMMASharedLayout(min(128, 2*KV), 16, 2)
@@ -296,8 +296,9 @@ def plan_ahead_kernel(xh, xl, y, yl, vh_ptr, Vh, Vl, z_ptr, acc_ptr, accz_ptr, t
     if LOWS: ylb = gl.allocate_shared_memory(gl.float16, [NS, BIG, K], XS)
     vhb = gl.allocate_shared_memory(gl.float16, [NS, BIG, KV], VS); vlb = gl.allocate_shared_memory(gl.float16, [NS, BIG, KV], VS)
     bias = vh_ptr + row.to(gl.int64) + j; z = z_ptr + row.to(gl.int64) + j
-    for q in gl.static_range(NS - 1): fetch(y, yl, Vh, Vl, yb.index(q), ylb.index(q), vhb.index(q), vlb.index(q), bars.index(q), row + q*BIG, chunk*KV, q < count, LOWS, BIG, K, KV)
+    in_turn_ahead(CHAIN)   # rows and maxima are older than the kernel ahead
     zero_s = gl.zeros([BM, BN], gl.float32, SL); zero = gl.zeros([BM, KV], gl.float32, AL); acc = zero; accz = gl.zeros([BM], gl.float32, gl.SliceLayout(1, SL))
+    for q in gl.static_range(NS - 1): fetch(y, yl, Vh, Vl, yb.index(q), ylb.index(q), vhb.index(q), vlb.index(q), bars.index(q), row + q*BIG, chunk*KV, q < count, LOWS, BIG, K, KV)
     mbarrier.wait(bars.index(0), 0)
     s = warpgroup_mma_wait(0, deps=[scores_ahead(xs, xls, yb.index(0).slice(0, BN, 0), ylb.index(0).slice(0, BN, 0), zero_s, LOWS)])
     p, ph, pl = halves_ahead(s, top, bias, SLOT, BIASED, PL)
@@ -350,7 +351,7 @@ def ahead_config(
     s:Scores,
 ) -> tuple: # rows and columns of a tile, steps in flight, tiles a step, programs wanted, registers
     "The configuration of `plan_ahead_kernel`, measured on an H100."
-    return (64, 64, 2, 2, 528, 168) if s.mode == CAT else (64, 64, 3, 1, 396, None)
+    return (64, 64, 2, 2, 528, 168) if s.mode == CAT else {16: (64, 64, 3, 1, 632, 168), 32: (64, 64, 2, 2, 396, None), 64: (64, 64, 3, 1, 396, None)}[s.K]
 
 # %% ../nbs/13_kernels_plan.ipynb #b03b6fad
 def plan_config(
@@ -362,6 +363,7 @@ def plan_config(
     if weighted: return {CAT: (64, 64, 4, 2, 528), THREE: (128, 64, 8, 2, 528), DIRECT: (64, 64, 4, 2, 528) if s.K else (64, 32, 4, 2, 528)}[s.mode]
     if s.mode == DIRECT: return (128, 64, 4, 1, 1056) if s.K else (64, 128, 4, 1, 1056)
     if s.mode == CAT: return (64, 128, 4, 3, 1056) if KV == 0 else (64, 64, 4, 4, 1584) if KV < 64 else (64, 128, 4, 3, 396) if s.K == 16 else (64, 64, 4, 3, 792)
+    if 0 < KV < 64 and s.K <= 32: return 64, 64, 4, 3, 1584
     return (64, 64, 4, 3, 792) if KV == 64 else (128, 128, 8, 2, 792 if KV else 396)
 
 def plan_product(
@@ -379,7 +381,7 @@ def plan_product(
     if ahead: BM, BN, NS, R, want, regs = ahead_config(s)
     tiles, per, S = parts(s, BM, BN*R if ahead else BN, -(-want//(k*chunks))); rows, M = s.batch*tiles*BM, s.y.blocks*BLOCK
     new = lambda *shape, dtype=s.dtype: torch.empty(*shape, dtype=dtype, device=dev)
-    chain, cols = chained(dev), 4 if f64 else max(1, KV if INTERPRETED else min(8, KV)); W, pieces = chunks*KV, s.batch*s.y.blocks
+    chain, cols = chained(dev), 4 if f64 else max(1, KV if INTERPRETED else min(32 if KV == 64 else 8, KV)); W, pieces = chunks*KV, s.batch*s.y.blocks
     Vh = new(s.batch, M, max(1, W), dtype=s.dtype if f64 else torch.float16); Vl = Vh if f64 else torch.empty_like(Vh); z = new(s.batch, M) if first else Vh; e = Vh if f64 else new(pieces, W + first); ref = e if f64 else new(s.batch, W + first)
     y = torch.empty_like(s.y.right) if biased else s.y.right
     if not f64: launch(exponents_kernel, (pieces, -(-(W + first)//cols)), V, bias[1], e, s.y.n, s.y.blocks, q, W, FIRST=first, COLS=cols, BLOCK=BLOCK, CHAIN=chain)
@@ -391,7 +393,7 @@ def plan_product(
     else: launch(plan_kernel, (s.batch*tiles, S, k*chunks), s.x.left, s.x.low, y, s.y.low, bias[0], *extra, Vh, Vl, z, acc, accz, top,
                  s.x.blocks, s.y.blocks, s.x.depth, t.a.depth if t else 1, tiles, per, chunks, k, t.ka if t else 1, t.kb if t else 1, s.scale, warps=BW,
                  KNOWN=known, **kw, WMODE=t.mode if t else -1, KW=t.K if t else 0, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chain)
-    out = new(s.batch, k, s.x.n, q, dtype=torch.float64); few = BM if INTERPRETED or f64 else {0: BM, 16: 32}.get(KV, 16)
+    out = new(s.batch, k, s.x.n, q, dtype=torch.float64); few = BM if INTERPRETED or f64 else {0: BM, 16: 32, 32: 16, 64: 8}[KV]
     launch(collect_kernel, (rows//few, k*chunks), acc, accz, top, ref, u, s.sqx, t.wmax if t else u, out, s.x.n, s.x.blocks, tiles*(BM//few), chunks, k, q, S, 1. if f64 else 4096.,
            KNOWN=known, WEIGHTED=t is not None, FIRST=first, KV=KV, BM=few, F=s.F, CHAIN=chain)
     if keep is not None and not known: keep.append(top[:, 0].amax(0).ceil())
