@@ -110,8 +110,9 @@ def release(row:dict):
 # %% ../nbs/31_bench_run.ipynb #cf844afd
 class Worker:
     "A process that runs the rows of one peer."
+    START = 60        # seconds that it may take to be ready
     def __init__(self, peer:str="ours", empty_cache:bool=False, threads:int=None):
-        self.dir = tempfile.TemporaryDirectory(prefix="bench"); self.log = os.path.join(self.dir.name, "log"); self.fresh = True
+        self.dir = tempfile.TemporaryDirectory(prefix="bench"); self.log = os.path.join(self.dir.name, "log"); self.fresh, self.said = True, 0
         env = dict(XLA_PYTHON_CLIENT_PREALLOCATE="false", TF_CPP_MIN_LOG_LEVEL="3")
         if empty_cache: env |= {k: self.dir.name for k in ("TRITON_CACHE_DIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH")}
         if threads: env |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BENCH_THREADS")}
@@ -124,13 +125,17 @@ class Worker:
     def ask(self, row:dict, timeout:float) -> dict:
         "Send a row, wait for its answer."
         try:
-            if self.fresh: assert self.conn.poll(120) and self.conn.recv() == "ready"; self.fresh = False
-            self.conn.send(row)
-            if self.conn.poll(timeout): return self.conn.recv()
-            self.close(); return dict(status="timed out", note=f"killed after {timeout:g} s")
-        except (EOFError, OSError, AssertionError):
+            if self.fresh:
+                if not self.conn.poll(wait := max(self.START, timeout)): return self.late(wait, " of starting")
+                self.conn.recv(); self.fresh = False
+            self.said = os.path.getsize(self.log); self.conn.send(row)
+            return self.conn.recv() if self.conn.poll(timeout) else self.late(timeout)
+        except (EOFError, OSError):
             self.process.join(5); code = self.process.exitcode; tail = self.tail(); self.close()
             return dict(status="crashed", note=f"exit code {code}; {tail}")
+    def late(self, seconds, doing=""): # what a search had found by then is in the log
+        with open(self.log, "a+", errors="replace") as f: f.seek(self.said); found = [l for l in f if l.startswith("so far: ")]
+        self.close(); return dict(status="timed out", note=brief("; ".join([f"killed after {seconds:g} s{doing}", *found[-1:]])))
     def tail(self): # last lines of its log
         try: return brief(Path(self.log).read_text(errors="replace")[-2000:])
         except OSError: return ""

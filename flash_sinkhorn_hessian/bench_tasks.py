@@ -184,7 +184,7 @@ def stuck(errors:list) -> bool:
 @task("reach")
 def time_to_error(peer, row):
     "Time of the cheapest solve whose answer is within `target`; efforts grow until then or until `limit` seconds are gone."
-    x, y, eps = clouds(row); spent, cold, best, target = 0., None, (math.inf, "", 0.), row["target"]; wants_hvp = row["quantity"] == "hvp"
+    x, y, eps = clouds(row); spent, cold, best, note, target = 0., None, (math.inf, "", 0.), "", row["target"]; wants_hvp = row["quantity"] == "hvp"
     v = direction(x, row) if wants_hvp else None; want = reference(row, len(x)).hvp(v.double()) if wants_hvp else None
     judge = None if wants_hvp else _judge(row, x, y, eps)
     tried = {}                                    # kind of effort -> errors
@@ -196,9 +196,10 @@ def time_to_error(peer, row):
         t, answer = clock(run); cold = cold or t; spent += t if errors else 0     # compiling and tuning do not count against a search
         error = relative(_as_torch(peer, answer, x), want) if wants_hvp else judge(*peer.potentials(answer, x, y, eps))
         errors.append(error); best = min(best, (error, peer.how + ", compiling included"*(len(errors) == 1), t))
+        note = f"best {best[0]:.1e} in {best[2]:.2g} s: {best[1]}"; print("so far:", note, flush=True)
         if error <= target: return timed(peer, run, row, warm=True)[0] | dict(cold_s=cold, unit=f"solve to {row['quantity']} error {target:.0e}", error=error, error_of=row["quantity"])
         if (len(errors) > 1 and spent + 2*t > row.get("limit", 30)) or all(map(stuck, tried.values())): break
-    return dict(status="not reached", cold_s=cold, error=best[0] if math.isfinite(best[0]) else None, error_of=row["quantity"], unit="solve", note=f"best {best[0]:.1e} in {best[2]:.2g} s: {best[1]}")
+    return dict(status="not reached", cold_s=cold, error=best[0] if math.isfinite(best[0]) else None, error_of=row["quantity"], unit="solve", note=note)
 
 # %% ../nbs/29_bench_tasks.ipynb #8ba38ee4
 @task("cold")
