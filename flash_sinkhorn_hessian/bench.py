@@ -92,24 +92,26 @@ def line(r:dict) -> str:
 def to_prewarm(rows:list) -> list:
     "Rows of tuning peers whose kernels are worth compiling beforehand, one for each set of kernels, those that take longest first."
     from flash_sinkhorn_hessian.bench_peers import PEERS
-    tuning = [r for r in rows if r["task"] != "floors" and getattr(PEERS[r["peer"].split(":")[0]], "tunes", False)]
+    tuning = [r for r in rows if r["task"] != "floors" and r["peer"].partition(":")[2] in PEERS[r["peer"].split(":")[0]].tunes]
     same = lambda r: (r["task"].removeprefix("first "), r.get("quantity"), r["peer"], r["d"], r["n"] % 16 == 0, r["n"] % 128 == 0)
     warm = {same(r): r | dict(efforts=2) for r in reversed(tuning) if r["task"] != "cold" and not r.get("fresh_process")}   # two efforts meet every kernel
     return [r for r in tuning if r["task"] == "cold"] + sorted(warm.values(), key=lambda r: r["task"] != "symmetric")
 
 # %% ../nbs/33_bench.ipynb #a3d339e5
-def prewarm(rows:list, processes:int, timeout:float) -> dict: # key of a row -> its answer
+def prewarm(rows:list, processes:int, timeout:float) -> dict: # key of a row -> its answer; no cold time if several processes shared it
     "Run rows once each, in parallel processes; compiled kernels stay in the cache on disk."
-    working = []
-    def one(r):
-        w = Worker(r.get("empty_cache", False)); working.append(w)
-        try: return key(r), w.ask(r | dict(seconds=.01), timeout)
+    working = []; parts = max(1, processes//max(1, len(rows)))
+    jobs = [(r, i, n) for r in rows for n in [1 if r["task"] == "cold" else parts] for i in range(n)]
+    def one(job):
+        r, i, n = job; w = Worker(r["peer"], r.get("empty_cache", False)); working.append(w)
+        try: return key(r), w.ask(r | dict(seconds=.01, share=(i, n)), timeout) | (dict(cold_s=None) if n > 1 else {})
         finally:
             if w.alive: w.close()
     with ThreadPoolExecutor(max(1, processes)) as pool:
-        try: return dict(pool.map(one, rows))
+        try: return dict(pool.map(one, jobs))
         except KeyboardInterrupt: # no further process is started, those at work are ended
             pool.shutdown(wait=False, cancel_futures=True); [w.process.kill() for w in working]; raise
+
 
 # %% ../nbs/33_bench.ipynb #bc6c4cbc
 def options(args) -> tuple: # options of `rows_of`, names of peers
@@ -157,11 +159,12 @@ def run(args, argv:list) -> dict: # the document
         for i, r in enumerate(bar := tqdm(rows, unit="row", disable=None)):
             if r["task"] != "floors": bar.set_postfix_str(f"{label(r)} {r['peer']}"[:60])
             if args.prewarm and key(r) in tuned and not cold: cold = prewarm(to_prewarm(rows[i:]), args.prewarm, max(1., min(args.timeout, runner.left)))
-            runner.close(but={s["peer"] for s in rows[i:]})       # a library that is done gives its memory back
+            runner.close(but=rows[i:])       # a library that is done gives its memory back
             early = cold.get(key(r), {})
+            if wanted["device"] == "cuda" and runner.left > 0: [runner.worker(s) for s in rows[i+1:i+2]]
             if r["task"] == "cold" and early: runner.keep(r | early | dict(how=f"beside {args.prewarm - 1} other processes that compiled")); continue
             out = runner.one(r)
-            if early.get("cold_s"): out |= dict(cold_s=early["cold_s"], cached_s=out.get("cold_s"))
+            if "cold_s" in early: out |= dict(cold_s=early["cold_s"], cached_s=out.get("cold_s"))
     except KeyboardInterrupt: document["interrupted"] = True
     finally: runner.close()
     document["rows"].sort(key=lambda r: place.get(key(five_digits(r)), -1)); save(document, args.json)   # in the command's order, whenever they ran

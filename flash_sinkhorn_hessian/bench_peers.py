@@ -41,6 +41,8 @@ class Peer:
         "Wait until `out` is there."
         if torch.cuda.is_available(): torch.cuda.synchronize()
     def put(self, v): "A direction as the library wants it."; return v
+    tunes = ()        # modes that try many tiles for each new size
+    def share(self, part:int, parts:int): "Of those tiles, try one in `parts`: several processes compile a library's kernels sooner."
     remembers = False # does a product at a point profit from the ones before it?
     def peak(self): "Peak bytes on the GPU so far, if PyTorch does not know them."
     def potentials(self, out, x, y, eps): return tuple(t.double() for t in out[:2])
@@ -143,7 +145,7 @@ def _efforts(self, quantity, target):
 # %% ../nbs/28_bench_peers.ipynb #b6b82f41
 class Flash(Peer):
     "flash-sinkhorn: Triton kernels, CUDA only."
-    name, packages, modes, tunes = "flash", ("flash-sinkhorn", "triton"), ("tf32", "float32", "dense"), True
+    name, packages, modes, tunes = "flash", ("flash-sinkhorn", "triton"), ("tf32", "float32", "dense"), ("tf32", "float32")
     def load(self):
         self.lib = importlib.import_module("flash_sinkhorn")
         get = lambda m, n: getattr(importlib.import_module(f"flash_sinkhorn.{m}"), n)
@@ -164,6 +166,11 @@ class Flash(Peer):
     def kw(self, x): # tuning a kernel takes some four hundred runs of it: minutes, at a hundred thousand points
         return dict(allow_tf32=self.tf32, autotune=self.tune and x.shape[-2] < 100000)
     def tuned(self, x): return "" if x.shape[-2] < 100000 else ", not tuned (too large)"
+    def share(self, part, parts):
+        if parts > 1:
+            from triton.runtime.autotuner import Autotuner
+            def some(tuner, kwargs, whole=Autotuner.prune_configs): known = whole(tuner, kwargs); return known[part::parts] or known[:1]
+            Autotuner.prune_configs = some
     def only(self, *modes):
         if self.mode not in modes: raise NotOffered(f"the mode {self.mode!r} is for Hessian-vector products alone")
 
@@ -206,12 +213,12 @@ def _tiles(self, x): # one of its kernels tunes itself unless it is told its til
     return {} if self.kw(x)["autotune"] else dict(autotune=False, block_m=64, block_n=64, block_k=32 if x.shape[-1] >= 64 else 16)
 @_flash
 def _hvp(self, x, y, eps, sol, v):
-    self.only("float32", "dense"); f, g = sol.f.double(), sol.g.double()
+    f, g = sol.f.double(), sol.g.double()
     x, y, a, b = self.clouds(x, y)
     fh, gh = ((t + eps*w.double().log()).float() for t, w in ((f, a), (g, b)))
-    options = dict(use_dense_cg=True) if self.mode == "dense" else self.tiles(x)
+    options = dict(use_dense_cg=True) if self.mode == "dense" else self.tiles(x) | dict(allow_tf32=self.tf32)
     one = lambda t: self.lib.hvp_x_sqeuclid_from_potentials(x, y, fh, gh, t, eps=eps, cost_scale=1., **options)
-    self.how = "hvp_x_sqeuclid_from_potentials, strict float32" + (", plan in memory" if self.mode == "dense" else "") + (", a loop over the directions" if v.ndim == 3 else "")
+    self.how = f"hvp_x_sqeuclid_from_potentials, {self.rounding}" + (", plan in memory" if self.mode == "dense" else "") + (", a loop over the directions" if v.ndim == 3 else "")
     def run(v):
         outs = [one(t.float().contiguous()) for t in (v if v.ndim == 3 else v[None])]
         return torch.stack([o[0] for o in outs]).reshape(v.shape), max(o[1].cg_iters for o in outs)
@@ -228,7 +235,7 @@ def _reach(self, x, y, eps, effort, v=None):
 @_flash
 def _at(self, x, y, eps, f, g, v): # Hessian-vector product at given potentials
     x, y, a, b = self.clouds(x, y); hat = (t + eps*w.log() for t, w in ((f, a), (g, b)))
-    return self.lib.hvp_x_sqeuclid_from_potentials(x, y, *hat, v.contiguous(), eps=eps, cost_scale=1., **self.tiles(x))[0]
+    return self.lib.hvp_x_sqeuclid_from_potentials(x, y, *hat, v.contiguous(), eps=eps, cost_scale=1., allow_tf32=self.tf32, **self.tiles(x))[0]
 @_flash
 def _efforts(self, quantity, target):
     return [(kind, 2**i) for i in range(5, 18, 2 if quantity == "marginal" else 1) for kind in (("alternating", "annealed") if quantity == "marginal" else ("alternating",))]
@@ -303,6 +310,7 @@ class OTT(Peer):
         self.pointcloud, self.linear, self.sinkhorn = get("geometry.pointcloud"), get("problems.linear.linear_problem"), get("solvers.linear.sinkhorn")
         self.how = f"dense, {self.mode}, jit"
     def to(self, t):
+        if t.is_cuda and self.jax.default_backend() != "gpu": raise ImportError("this JAX sees no GPU")
         if t.dtype == torch.float64: self.jax.config.update("jax_enable_x64", True)
         return self.jax.numpy.asarray(t.cpu().numpy())
     def put(self, v): return self.to(v)

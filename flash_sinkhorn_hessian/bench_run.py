@@ -7,6 +7,7 @@ __all__ = ['ASKED', 'key', 'label', 'five_digits', 'save', 'read', 'write_csv', 
            'Worker', 'best_ms', 'annotate', 'Runner']
 
 # %% ../nbs/31_bench_run.ipynb #43accc19
+import contextlib
 import csv
 import json
 import math
@@ -79,7 +80,7 @@ def answer(row:dict) -> dict: # status, and what the task returned
     "Do one row; everything that goes wrong becomes a status and a note."
     try:
         from flash_sinkhorn_hessian.bench_tasks import TASKS; from flash_sinkhorn_hessian.bench_peers import load, NotOffered
-        peer = load(row["peer"]); out = dict(status="ok", versions=peer.versions())
+        peer = load(row["peer"]); peer.share(*row.get("share", (0, 1))); out = dict(status="ok", versions=peer.versions())
         return out | TASKS[row["task"]](peer, row)
     except (ImportError, ModuleNotFoundError) as e: return dict(status="missing", note=str(e))
     except Exception as e:
@@ -89,12 +90,14 @@ def answer(row:dict) -> dict: # status, and what the task returned
         return dict(status="out of memory" if memory else "failed", note=brief(text))
 
 # %% ../nbs/31_bench_run.ipynb #d861f53c
-def serve(conn, log:str, paths:list):
+def serve(conn, log:str, paths:list, peer:str):
     "What a worker does: rows in, answers out."
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for fd in (1, 2): os.dup2(out, fd)
     sys.path[:] = paths
     if "BENCH_THREADS" in os.environ: import torch; torch.set_num_threads(int(os.environ["BENCH_THREADS"]))
+    with contextlib.suppress(Exception): # what is missing is said when a row asks for it
+        import flash_sinkhorn_hessian.bench_tasks; from flash_sinkhorn_hessian.bench_peers import load; load(peer)
     conn.send("ready")
     while (row := conn.recv()) is not None: conn.send(answer(row)); release(row)
 
@@ -107,27 +110,32 @@ def release(row:dict):
 # %% ../nbs/31_bench_run.ipynb #cf844afd
 class Worker:
     "A process that runs the rows of one peer."
-    def __init__(self, empty_cache:bool=False, threads:int=None):
-        self.dir = tempfile.TemporaryDirectory(prefix="bench"); self.log = os.path.join(self.dir.name, "log"); self.fresh = True
+    START = 60        # seconds that it may take to be ready
+    def __init__(self, peer:str="ours", empty_cache:bool=False, threads:int=None):
+        self.dir = tempfile.TemporaryDirectory(prefix="bench"); self.log = os.path.join(self.dir.name, "log"); self.fresh, self.said = True, 0
         env = dict(XLA_PYTHON_CLIENT_PREALLOCATE="false", TF_CPP_MIN_LOG_LEVEL="3")
         if empty_cache: env |= {k: self.dir.name for k in ("TRITON_CACHE_DIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH")}
         if threads: env |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BENCH_THREADS")}
         if threads == 1: env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         context = multiprocessing.get_context("spawn"); self.conn, child = context.Pipe()
         from flash_sinkhorn_hessian.bench_run import serve # not from a notebook's __main__: a worker imports this module by its name
-        self.process = context.Process(target=serve, args=(child, self.log, list(sys.path)), daemon=True); old = dict(os.environ)
+        self.process = context.Process(target=serve, args=(child, self.log, list(sys.path), peer), daemon=True); old = dict(os.environ)
         try: os.environ.update(env); self.process.start()    # thread pools and caches read these when their library is imported
         finally: os.environ.clear(); os.environ.update(old); child.close()
     def ask(self, row:dict, timeout:float) -> dict:
         "Send a row, wait for its answer."
         try:
-            if self.fresh: assert self.conn.poll(120) and self.conn.recv() == "ready"; self.fresh = False
-            self.conn.send(row)
-            if self.conn.poll(timeout): return self.conn.recv()
-            self.close(); return dict(status="timed out", note=f"killed after {timeout:g} s")
-        except (EOFError, OSError, AssertionError):
+            if self.fresh:
+                if not self.conn.poll(wait := max(self.START, timeout)): return self.late(wait, " of starting")
+                self.conn.recv(); self.fresh = False
+            self.said = os.path.getsize(self.log); self.conn.send(row)
+            return self.conn.recv() if self.conn.poll(timeout) else self.late(timeout)
+        except (EOFError, OSError):
             self.process.join(5); code = self.process.exitcode; tail = self.tail(); self.close()
             return dict(status="crashed", note=f"exit code {code}; {tail}")
+    def late(self, seconds, doing=""): # what a search had found by then is in the log
+        with open(self.log, "a+", errors="replace") as f: f.seek(self.said); found = [l for l in f if l.startswith("so far: ")]
+        self.close(); return dict(status="timed out", note=brief("; ".join([f"killed after {seconds:g} s{doing}", *found[-1:]])))
     def tail(self): # last lines of its log
         try: return brief(Path(self.log).read_text(errors="replace")[-2000:])
         except OSError: return ""
@@ -164,21 +172,25 @@ class Runner:
     def __init__(self, document:dict, path=None, timeout:float=120., budget:float=math.inf, verify=None, seconds:float=1., threads:int=None):
         self.document, self.path, self.timeout, self.budget, self.verify, self.seconds = document, path, timeout, budget, verify, seconds
         self.workers, self.start, self.threads = {}, time.perf_counter(), threads
-    def close(self, but=()): # `but`: peers that go on
-        for p in set(self.workers) - set(but): self.workers.pop(p).close()
     left = property(lambda self: self.budget - (time.perf_counter() - self.start))   # seconds
+    def place(self, row): return key(row) if row.get("fresh_process") else row["peer"]   # rows of one place share a process
+    def worker(self, row:dict) -> Worker:
+        "The process for a row. Asked for a row early, its imports are done when it is needed."
+        at = self.place(row); w = self.workers.get(at)
+        if w is None or not w.alive: w = self.workers[at] = Worker(row["peer"], row.get("empty_cache", False), self.threads)
+        return w
+    def close(self, but=()): # `but`: rows that are still to come
+        for p in set(self.workers) - set(map(self.place, but)): self.workers.pop(p).close()
     def one(self, row:dict) -> dict:
         "Run a row; the answer is added to a copy of it."
         left, spent = self.left, dict(status="not run", note="the time budget was spent")
         if left <= 0: return self.keep(row | spent)
-        lone = row.get("fresh_process"); w = None if lone else self.workers.get(row["peer"])
-        if w is None or not w.alive: w = Worker(row.get("empty_cache", False), self.threads)
-        if not lone: self.workers[row["peer"]] = w
-        out = row | w.ask(row | dict(seconds=self.seconds), min(self.timeout, left))
+        out = row | self.worker(row).ask(row | dict(seconds=self.seconds), min(self.timeout, left))
         if out["status"] == "timed out" and left < self.timeout: out |= spent
-        if lone: w.close()
+        if row.get("fresh_process"): self.workers.pop(self.place(row)).close()
         return self.keep(out)
     def keep(self, row):
         row = annotate(row, self.document, self.verify); self.document["rows"].append(row)
         if self.path: save(self.document, self.path)
         return row
+

@@ -6,7 +6,7 @@ import pytest
 
 from flash_sinkhorn_hessian.bench import cli, parser
 from flash_sinkhorn_hessian.bench_report import compare
-from flash_sinkhorn_hessian.bench_run import ASKED, Runner, best_ms, key, label, read
+from flash_sinkhorn_hessian.bench_run import ASKED, Runner, Worker, best_ms, key, label, read
 from flash_sinkhorn_hessian.bench_peers import PEERS, expand
 from flash_sinkhorn_hessian.bench_tasks import ALL, SUITES, TASKS, rows_of
 
@@ -77,12 +77,33 @@ for name, entries in dict(sinkhorn_solvers=["sinkhorn_flashstyle_alternating", "
 
 def test_a_peer_that_is_fast_and_wrong_gets_no_time(tmp_path, monkeypatch, capsys):
     "A stand-in for flash-sinkhorn answers zeros at once: with --verify its row has no time, without it the row is there and not ahead."
-    (tmp_path/'flash_sinkhorn').mkdir(); (tmp_path/'flash_sinkhorn'/'__init__.py').write_text(LIAR); monkeypatch.syspath_prepend(str(tmp_path))
+    stand_in(tmp_path, monkeypatch, LIAR)
     asked = ('forward', '--peers', 'flash:tf32', '--sizes', '400', '--dims', '2', '--eps', '.01', '--only', 'half-step')
     ours, liar = tiny(tmp_path, *asked, '--verify', '.01')['rows']; out = capsys.readouterr().out
     assert liar['status'] == 'wrong' and best_ms(liar) is None and liar['error'] > .01 and best_ms(ours) and 'no time is given' in out
     ours, liar = tiny(tmp_path, *asked)['rows']; out = capsys.readouterr().out
     assert best_ms(liar) and '1 row without a time or off by more' in out and 'ahead:' not in out
+
+def stand_in(tmp_path, monkeypatch, code):
+    (tmp_path/'flash_sinkhorn').mkdir(); (tmp_path/'flash_sinkhorn'/'__init__.py').write_text(code); monkeypatch.syspath_prepend(str(tmp_path))
+
+def test_a_peer_that_hangs_is_cut_off(tmp_path, monkeypatch):
+    "While it is imported, and in a search: the row says what the search had found. The rows of this package are there all the same."
+    asked = ('--peers', 'flash:float32', '--sizes', '60', '--dims', '2', '--eps', '.1', '--only', 'marginal', '--timeout', '3')
+    stand_in(tmp_path, monkeypatch, LIAR.replace('wrong = lambda *args, **kw: potentials(*args)', 'def wrong(*args, **kw): time.sleep(60*(not isinstance(args[0], torch.Tensor))); return potentials(*args)').replace('import sys', 'import time, sys'))
+    ours, late = tiny(tmp_path, 'solve', *asked)['rows']
+    assert best_ms(ours) and late['status'] == 'timed out' and 'killed after 3 s; so far: best ' in late['note'] and '32 alternating iterations' in late['note'], late
+    (tmp_path/'flash_sinkhorn'/'__init__.py').write_text('import time; time.sleep(60)'); monkeypatch.setattr(Worker, 'START', 4)
+    ours, late = tiny(tmp_path, 'solve', *asked)['rows']
+    assert best_ms(ours) and late['status'] == 'timed out' and 'of starting' in late['note']
+
+def test_kernels_compiled_beforehand_and_a_run_that_goes_on(tmp_path, monkeypatch):
+    "Two processes share the tiles of a library; a second run with one more library keeps the rows of the first."
+    stand_in(tmp_path, monkeypatch, LIAR); asked = ('forward', '--sizes', '40', '--dims', '2', '--only', 'half-step')
+    ours, flash = tiny(tmp_path, *asked, '--peers', 'flash:tf32', '--prewarm', '2')['rows']
+    assert flash['status'] == 'ok' and flash['cold_s'] is None and flash['cached_s'] > 0 and ours['cold_s'] > 0 and 'share' not in flash
+    again = tiny(tmp_path, *asked, '--peers', 'flash:tf32,flash:float32', '--resume')['rows']
+    assert again[:2] == [ours, flash] and [r['peer'] for r in again] == ['ours', 'flash:tf32', 'flash:float32']
 
 def test_interrupted(tmp_path):
     "Ctrl-C in the middle of a row (one that takes many seconds at this size): the rows before it are in the file, the exit status says so, and --resume does the rest."
@@ -100,7 +121,7 @@ def test_interrupted(tmp_path):
 
 def test_slow_rows_and_a_spent_budget(tmp_path):
     document = dict(rows=[], versions={})
-    r = dict(suite='hvp', task='half-step', peer='ours', n=80, d=2, eps=.1, iterations=3, device='cpu', dtype='float32')
+    r = dict(suite='hvp', task='half-step', peer='ours', n=3000, d=2, eps=.1, iterations=3, device='cpu', dtype='float32')
     runner = Runner(document, tmp_path/'x.json', timeout=.5, seconds=20)
     try: assert runner.one(r)['status'] == 'timed out' and len(read(tmp_path/'x.json')['rows']) == 1
     finally: runner.close()
