@@ -60,7 +60,6 @@ class Peer:
             except PackageNotFoundError: return "missing"
         return {p: get(p) for p in cls.packages}
 
-
 # %% ../nbs/28_bench_peers.ipynb #a1d807a3
 TASKS_OF_A_PEER = dict(
     alternate="(x, y, eps, k): k alternating iterations from zero potentials; returns potentials",
@@ -80,7 +79,6 @@ def value_and_gradient(value, x): # a scalar function of x, differentiable once
     x = x.clone().requires_grad_()
     def run(): v = value(x); return v.detach(), torch.autograd.grad(v, x)[0]
     return run
-
 
 # %% ../nbs/28_bench_peers.ipynb #bfab177f
 class _Ours(Peer):
@@ -105,7 +103,6 @@ class _Ours(Peer):
     def product(self, x, y, eps, f, g, V):
         p = self.problem(x, y, eps); u, v = f/eps + p.log_a, g/eps + p.log_b; V = V.double()
         return lambda: p.geom.apply(u, v, V)
-
 
 # %% ../nbs/28_bench_peers.ipynb #b29a323b
 class Ours(_Ours):
@@ -133,7 +130,6 @@ class Ours(_Ours):
         return run
     def efforts(self, quantity, target): return [target/3**i for i in range(4)] if quantity == "marginal" else [10.**(-i/2) for i in range(4, 15)]
 
-
 # %% ../nbs/28_bench_peers.ipynb #b6b82f41
 class _Flash(Peer):
     name, packages, modes, tunes = "flash", ("flash-sinkhorn", "triton"), ("tf32", "float32", "dense"), ("tf32", "float32")
@@ -158,7 +154,6 @@ class _Flash(Peer):
             def some(tuner, kwargs, whole=Autotuner.prune_configs): known = whole(tuner, kwargs); return known[part::parts] or known[:1]
             Autotuner.prune_configs = some
 
-
 # %% ../nbs/28_bench_peers.ipynb #7ae18ac3
 class _FlashSteps(_Flash):
     def alternate(self, x, y, eps, k):
@@ -182,7 +177,6 @@ class _FlashSteps(_Flash):
         x, y = x.float(), y.float(); loss = self.lib.SamplesLoss("sinkhorn", backend="alternating", use_epsilon_scaling=False, eps=eps, n_iters=k, half_cost=False, debias=False, **self.kw(x))
         self.how = f"SamplesLoss(backend='alternating'), {self.rounding}{self.tuned(x)}"
         return value_and_gradient(lambda x: loss(x, y), x)
-
 
 # %% ../nbs/28_bench_peers.ipynb #095fc870
 class Flash(_FlashSteps):
@@ -211,7 +205,6 @@ class Flash(_FlashSteps):
         kinds, step = (("alternating", "annealed"), 2) if quantity == "marginal" else (("alternating",), 1)
         return [(kind, 2**i) for i in range(5, 18, step) for kind in kinds]
 
-
 # %% ../nbs/28_bench_peers.ipynb #abb3c850
 class _GeomLoss(Peer):
     name, packages = "geomloss", ("geomloss",)
@@ -232,7 +225,6 @@ class _GeomLoss(Peer):
     def symmetric(self, x, y, eps, f, g):
         x, y = self.batch(x, y); C = self.cost(x, y); ha, hb = (p.to(x.dtype)[None]/eps - math.log(p.shape[-1]) for p in (f, g))
         return lambda: (self.softmin(eps/2, C, hb), self.softmin(eps/2, C.mT, ha))
-
 
 # %% ../nbs/28_bench_peers.ipynb #5afd068c
 class GeomLoss(_GeomLoss):
@@ -258,7 +250,6 @@ class GeomLoss(_GeomLoss):
         self.how = f"SamplesLoss(scaling={effort})"; return lambda: loss(x, y)
     def efforts(self, quantity, target): return [.5, .9, .99, .997, .999]
 
-
 # %% ../nbs/28_bench_peers.ipynb #3aea349f
 class _OTT(Peer):
     name, packages, modes, recorded = "ott", ("ott-jax", "jax"), ("lse", "scaling", "momentum"), ()
@@ -281,7 +272,6 @@ class _OTT(Peer):
         if self.mode == "momentum": kw["momentum"] = importlib.import_module("ott.solvers.linear.acceleration").Momentum(start=200, value=1.5)
         solver = self.sinkhorn.Sinkhorn(lse_mode=self.mode != "scaling", threshold=threshold, **kw)
         return lambda x, y: solver(self.linear.LinearProblem(self.pointcloud.PointCloud(x, y, epsilon=eps)))
-
 
 # %% ../nbs/28_bench_peers.ipynb #14960ef5
 class OTT(_OTT):
@@ -310,7 +300,6 @@ class OTT(_OTT):
         self.how = f"threshold {effort:.0e}, {self.mode}"; return self.compiled(potentials, x, y)
     efforts = Ours.efforts
 
-
 # %% ../nbs/28_bench_peers.ipynb #ab12ab75
 class _POT(Peer):
     name, packages, modes, recorded = "pot", ("POT",), ("log", "scaling"), ()
@@ -332,7 +321,6 @@ class _POT(Peer):
         get = lambda k: torch.as_tensor(out["log_" + k]).double() if self.log else torch.as_tensor(out[k]).double().log()
         return tuple(eps*(get(k).flatten() + math.log(len(c))) for k, c in (("u", x), ("v", y)))
 
-
 # %% ../nbs/28_bench_peers.ipynb #0a3d563e
 class POT(_POT):
     "Python Optimal Transport, dense."
@@ -347,9 +335,8 @@ class POT(_POT):
         self.how = "double backward through 300 iterations"; return lambda v: (torch.autograd.functional.vhp(self.value(y, eps, 300, "autodiff"), x, v)[1], None)
     def reach(self, x, y, eps, effort, v=None):
         if v is not None: raise NotOffered("pot: no second derivative of its potentials in reasonable time")
-        return self.sinkhorn(x, y, eps, effort)
+        run = self.sinkhorn(x, y, eps, effort); self.how = f"{effort} iterations, {self.how}"; return run
     def efforts(self, quantity, target): return [2**i for i in range(5, 17)]
-
 
 # %% ../nbs/28_bench_peers.ipynb #4278ea31
 PEERS = {c.name: c for c in (Ours, Flash, GeomLoss, OTT, POT)}
