@@ -112,7 +112,6 @@ def prewarm(rows:list, processes:int, timeout:float) -> dict: # key of a row -> 
         except KeyboardInterrupt: # no further process is started, those at work are ended
             pool.shutdown(wait=False, cancel_futures=True); [w.process.kill() for w in working]; raise
 
-
 # %% ../nbs/33_bench.ipynb #bc6c4cbc
 def options(args) -> tuple: # options of `rows_of`, names of peers
     "What the command line asks for, with the defaults of the device."

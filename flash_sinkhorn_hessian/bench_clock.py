@@ -86,7 +86,7 @@ def timed(
     out = times | {k: times[k]/units for k in ("ms", "low_ms", "high_ms", "cpu_ms")}
     used = peer.peak() if cuda and row.get("fresh_process") else None
     out["peak_mib"] = used/2**20 if used else peak.mib
-    if cuda and times["ms"] < 500 and peer.capture(row["task"]): out["device_ms"] = _device_ms(run, units)
+    if cuda and times["ms"] < 500 and row["task"] in peer.recorded: out["device_ms"] = _device_ms(run, units)
     return out | dict(how=peer.how), answer
 
 def _device_ms(run, units): # None if the work cannot be recorded

@@ -193,4 +193,3 @@ class Runner:
         row = annotate(row, self.document, self.verify); self.document["rows"].append(row)
         if self.path: save(self.document, self.path)
         return row
-

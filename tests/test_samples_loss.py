@@ -176,15 +176,26 @@ def test_potentials_under_transforms():
     assert torch.allclose(vmap(fgrad(f))(X)[1], fgrad(f)(X[1]), atol=1e-12)
     J = torch.func.jacrev(lambda z: L(a, z, b, y)[1])(x); assert J.shape == (12, 10, 2)
 
+LOADER = """
+import sys, torch
+from torch.autograd import grad
+from flash_sinkhorn_hessian import SamplesLoss
 class Losses(torch.utils.data.Dataset):
     "Values and gradients, computed where the data are loaded."
     def __init__(self): self.L, self.x = SamplesLoss(blur=.1, backend="streaming"), torch.randn(3, 600, 3, generator=torch.Generator().manual_seed(0))
     def __len__(self): return 3
     def __getitem__(self, k): x = self.x[k].clone().requires_grad_(); v = self.L(x, self.x[0] + 1); return torch.stack([v.detach(), grad(v, x)[0].norm()])
-
-def test_in_the_workers_of_a_data_loader():
+if __name__ == "__main__":
     data = Losses(); want = torch.stack([data[k] for k in range(3)])          # here first: the workers must not wait for these threads
     assert torch.equal(torch.cat(list(torch.utils.data.DataLoader(data, 2, num_workers=2, multiprocessing_context="fork", timeout=60))), want)
+    assert "jax" not in sys.modules
+"""
+
+def test_in_the_workers_of_a_data_loader(tmp_path):
+    "Forked ones, in a process of their own: this one may have JAX in it, whose threads do not survive a fork."
+    (tmp_path/"loader.py").write_text(LOADER)
+    done = subprocess.run([sys.executable, tmp_path/"loader.py"], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 def test_manners_of_a_call():
     P = random_problem(20, 30, 3); x, y, a, b = P.values(); L = SamplesLoss()
