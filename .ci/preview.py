@@ -76,7 +76,7 @@ def page(path, built, out, menu, css):
 <link rel="stylesheet" href="{up}{name}.css"><style>{css[mode]}{LAYOUT}</style><link rel="stylesheet" href="{up}styles.css"></head>
 <body class="quarto-{mode}"><div class="navbar bg-primary" data-bs-theme="dark"><div class="container-fluid"><a class="navbar-brand" href="{up}index.html">{title}</a></div></div>
 <div id="content"><nav>{links}</nav><main><h1>{title}</h1><div class="description">{words}</div>
-{body.replace('<table>', '<table class="table">')}</main><nav>{toc}</nav></div></body></html>''', encoding='utf-8')
+{body.replace('<table', '<table class="table"')}</main><nav>{toc}</nav></div></body></html>''', encoding='utf-8')
 
 def main(root, modules, out):
     "Render every page of the tree at `root` into `out`."

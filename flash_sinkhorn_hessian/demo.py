@@ -129,7 +129,7 @@ def draw_hessian(
     "Block norms of the Hessian, and the spectra of the cost and of the divergence."
     import matplotlib.pyplot as plt
     H, n = res["OT"][1], len(res["x"])
-    fig = plt.figure(figsize=(9, 3.6), layout="constrained"); left, right = fig.subplots(1, 2)
+    fig = plt.figure(figsize=(9, 3.6), layout="constrained"); left, right = fig.subplots(1, 2); fig.get_layout_engine().set(wspace=.08)
     norms = n*H.reshape(n, len(H)//n, n, -1).permute(0, 2, 1, 3).flatten(2).norm(dim=2)
     im = left.imshow(norms.log10(), cmap="magma", vmin=-1.6); fig.colorbar(im, ax=left, label="log10 of n times the block's norm")
     left.set(xlabel="three", ylabel="three", title="The Hessian of OT, block by block")

@@ -26,9 +26,10 @@ from .jax_dual import *
 from .solve import check_count
 
 # %% ../nbs/24_jax.ipynb #981e78da
-def _warn_residual(residual, tol): # called from compiled code
+def _warn_residual(residual, tol, steps, most): # called from compiled code
     if not residual <= 1e3*tol:
-        warnings.warn(f"conjugate gradients stopped at a relative residual of {float(residual):.2g}: use float64 or a larger eps", ConvergenceWarning)
+        more = "raise max_cg_iter, where there is one, or " if steps >= most else ""
+        warnings.warn(f"conjugate gradients stopped after {steps} steps at a relative residual of {float(residual):.2g}: {more}use float64 or a larger eps", ConvergenceWarning)
 
 def _tell(bad, fn, *args): # call back only if something is wrong: a call costs more than a small solve
     lax.cond(bad, lambda *t: jax.debug.callback(fn, *t), lambda *_: None, *args)
@@ -44,8 +45,8 @@ def schur_solve(o:Options, p:Problem, s:Scaled, rhs, ridge=0., max_iter:int=1000
     else:
         tol = 1e-12 if rhs.dtype == jnp.float64 else 1e-6
         def solve(matvec, r):
-            t, _, residual = cg(lambda t: project(o, s.root_y, matvec(t)), project(o, s.root_y, r), tol, max_iter)
-            _tell(~(residual <= 1e3*tol), _warn_residual, residual, tol)
+            t, steps, residual = cg(lambda t: project(o, s.root_y, matvec(t)), project(o, s.root_y, r), tol, max_iter)
+            _tell(~(residual <= 1e3*tol), _warn_residual, residual, tol, steps, max_iter)
             return project(o, s.root_y, t)
     return lax.custom_linear_solve(matvec, fixed, solve, solve, symmetric=True)
 

@@ -30,7 +30,7 @@ def check_problem(
     epsilon, threshold, # regularisation in units of the cost; L1 marginal error to reach
     names=("mu", "nu", "epsilon", "threshold"), # what the caller calls them
 ):
-    "Check the arguments of one problem; a `TypeError` or `ValueError` names the one at fault."
+    "Check the arguments of one problem; a `TypeError` or `ValueError` names the one at fault. Nothing comes back."
     x, y = check_cloud("x", x), check_cloud("y", y)
     if x.ndim != 2 or y.ndim != 2: raise ValueError(f"x and y must have shape (n, d) and (m, d); got {tuple(x.shape)} and {tuple(y.shape)}")
     validate(x, y, eps=1.)                       # what the two clouds must have in common
@@ -210,7 +210,7 @@ def _hessian_vector_product(self,
 ) -> Tensor: # the shape of A
     """Hessian of the entropic cost in `x` applied to A, in memory (n + m) d: conjugate gradients on the scaled Schur complement.
 
-    Shapes: A (n, d) or (k, n, d), and the same comes back. `tau2` biases by about `tau2` in relative terms; 0 is exact.
+    Shapes: A (n, d) or (k, n, d), and the same comes back. `tau2` biases, the more the more points there are (with the default and eps = 0.1 a relative error of about 1e-5 at n = 50, 1e-4 at n = 1000); 0 is exact.
 
     Errors: `TypeError` or `ValueError` that names A, tau2 or max_cg_iter; `ConvergenceWarning` if conjugate gradients fall short.
 
