@@ -360,7 +360,7 @@ def plan_config(
     "The configuration of a product, from a table measured once on an H100."
     if s.dtype == torch.float64: return 32, 32, 4, 1, 1056
     if s.mode == LOOP: return 64, 64, 4, 1, 528
-    if weighted: return {CAT: (64, 64, 4, 2, 528), THREE: (128, 64, 8, 2, 528), DIRECT: (64, 64, 4, 2, 528) if s.K else (64, 32, 4, 2, 528)}[s.mode]
+    if weighted: return {CAT: (64, 64, 4, 2, 528), THREE: (128, 64, 8, 2, 528) if s.K <= 64 else (64, 32, 4, 2, 528), DIRECT: (64, 64, 4, 2, 528) if s.K else (64, 32, 4, 2, 528)}[s.mode]
     if s.mode == DIRECT: return (128, 64, 4, 1, 1056) if s.K else (64, 128, 4, 1, 1056)
     if s.mode == CAT: return (64, 128, 4, 3, 1056) if KV == 0 else (64, 64, 4, 4, 1584) if KV < 64 else (64, 128, 4, 3, 396) if s.K == 16 else (64, 64, 4, 3, 792)
     if 0 < KV < 64 and s.K <= 32: return 64, 64, 4, 3, 1584

@@ -297,7 +297,7 @@ def online_rows(xh, xl, yh, yl, vh_ptr, vw_ptr, b, i0, NB, MB, depth, scale, SCA
     x = tile_at(xh, b, i0, N, depth, MODE, K); x_low = tile_at(xl, b, i0, N, depth, MODE, K)
     ah, al = tile_rows(x, x_low, N, scale, MODE, K, BM, F)
     top = tl.full([BM], -1e38, F); acc = tl.zeros([BM], F)
-    for j0 in range(0, M, BN):
+    for j0 in tl.range(0, M, BN, num_stages=2):   # three do not fit at d = 128
         s = tile_product(ah, al, x, x_low, tile_at(yh, b, j0, M, depth, MODE, K), tile_at(yl, b, j0, M, depth, MODE, K), N, M, depth, scale, MODE, K, BM, BN, F)
         at = b*M + j0 + tl.arange(0, BN)
         s = biased(s, tl.load(vh_ptr + at)[None, :] + tl.zeros_like(s), scale, MODE, SCALED)
