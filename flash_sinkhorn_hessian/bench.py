@@ -129,7 +129,7 @@ def resume(document:dict, old:dict, rows:list) -> list: # rows still to be run
     if old["machine"] != document["machine"]: raise ValueError(f"--resume: the file is from another machine, {old['machine']}")
     done = [r for r in old["rows"] if r["task"] == "floors" or r.get("status") not in (None, "not run")]; known = {key(r) for r in done}
     document.update(versions=old["versions"], rows=done, floors=old.get("floors"), started=old["started"])
-    return [r for r in rows if key(five_digits(r)) not in known]       # files hold five digits
+    return [r for r in rows if key(r) not in known]
 
 # %% ../nbs/33_bench.ipynb #fb86e328
 def writable(**paths): # option -> path
@@ -151,7 +151,7 @@ def run(args, argv:list) -> dict: # the document
     if args.list: [print(line(r)) for r in rows if r["task"] != "floors"]; return dict(rows=[])
     writable(json=args.json, csv=args.csv, plot=args.plot)
     document = dict(command="python -m flash_sinkhorn_hessian.bench " + " ".join(argv), machine=machine(wanted["device"]) | (dict(threads=args.threads) if args.threads else {}), versions={}, started=time.strftime("%Y-%m-%d %H:%M"), rows=[])
-    place = {key(five_digits(r)): i for i, r in enumerate(rows)}
+    place = {key(r): i for i, r in enumerate(rows)}
     if args.resume and Path(args.json).exists(): rows = resume(document, read(args.json), rows)
     runner = Runner(document, args.json, args.timeout, args.budget, args.verify, args.seconds, args.threads); cold, tuned = {}, [key(r) for r in to_prewarm(rows)]
     try:
@@ -166,7 +166,7 @@ def run(args, argv:list) -> dict: # the document
             if "cold_s" in early: out |= dict(cold_s=early["cold_s"], cached_s=out.get("cold_s"))
     except KeyboardInterrupt: document["interrupted"] = True
     finally: runner.close()
-    document["rows"].sort(key=lambda r: place.get(key(five_digits(r)), -1)); save(document, args.json)   # in the command's order, whenever they ran
+    document["rows"].sort(key=lambda r: place.get(key(r), -1)); save(document, args.json)   # in the command's order, whenever they ran
     return document
 
 # %% ../nbs/33_bench.ipynb #3b7fb74d

@@ -104,11 +104,11 @@ def slope(xs, ys): # of the upper half, in log-log
     x, y = ([math.log(t) for t in s[len(s)//2 if len(s) > 3 else 0:]] for s in (xs, ys)); mx, my = statistics.mean(x), statistics.mean(y)
     return sum((a - mx)*(b - my) for a, b in zip(x, y))/sum((a - mx)**2 for a in x)
 
-def _write_slopes(ax, curves): # at the end of each curve (xs, ys, colour); those that would touch are moved up
-    low, gap = {}, (ax.get_ylim()[1]/ax.get_ylim()[0])**.07
+def _write_slopes(ax, curves): # at the end of each curve (xs, ys, colour), above it if others go on; those that would touch are moved up
+    low, gap, last = {}, (ax.get_ylim()[1]/ax.get_ylim()[0])**.07, max(xs[-1] for xs, *_ in curves)
     for xs, ys, c in sorted((c for c in curves if len(c[0]) > 1), key=lambda c: c[1][-1]):
         x, y = xs[-1], max(ys[-1], low.get(xs[-1], 0)*gap); low[x] = y
-        ax.annotate(f"{slope(xs, ys):.2f}", (x, y), (6, 0), textcoords="offset points", color=c, fontsize=8, va="center", bbox=dict(fc="w", ec="none", alpha=.7, pad=.5))
+        ax.annotate(f"{slope(xs, ys):.2f}", (x, y), (6, 0) if x == last else (-2, 9), textcoords="offset points", color=c, fontsize=8, ha="left" if x == last else "right", va="center", bbox=dict(fc="w", ec="none", alpha=.7, pad=.5))
 
 # %% ../nbs/32_bench_report.ipynb #a53674ba
 def plot_scaling(rows:list, value="ms"): # value: "ms" or "peak_mib"

@@ -206,7 +206,7 @@ def time_to_error(peer, row):
 def cold_start(peer, row):
     "First value and gradient of a fresh process with empty caches; the time column is the first call of a new size."
     def first(n): x, y, eps = clouds(row, n); t = time.perf_counter(); peer.sync(peer.gradient(x, y, eps, row["iterations"])()); return time.perf_counter() - t
-    cold = first(row["n"]); new = first(row["n"] + 117)
+    cold = first(row["n"]); print(f"so far: first call in {cold:.3g} s", flush=True); new = first(row["n"] + 117)
     return dict(cold_s=cold, ms=1e3*new, low_ms=1e3*new, high_ms=1e3*new, runs=1, unit="first call of a new n")
 
 @task("floors")
