@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .core import *
+from .core import _convert, _is
 from .dual_energy import *
 from .sinkhorn import *
 from .gradient import *
@@ -266,7 +267,7 @@ def solve(
     reach_y=None,     # relax the target marginal only
     half_cost=False,  # cost |x-y|^2/2 instead of |x-y|^2
     tol=None,         # bound on the L1 marginal error; None: what the dtype can reach, see `default_tol`
-    max_iter=5000,    # pairs of passes over the scores, at most
+    max_iter=5000,    # pairs of passes over the scores, at most; but one for each eps of the schedule
     backend="auto",   # "auto", "dense", "streaming" or "triton"
     init=None,        # a `Solution` of a nearby problem of the same sizes to start from
     callback=None,    # called with (n_iter, eps, marginal_error) after every step: progress bars
@@ -313,9 +314,10 @@ def check_like(
     finite=True, # look for NaN and inf now?
 ) -> Tensor: # float64
     "Check a direction or a matrix that meets the points: shape, dtype, device, finite."
-    if not isinstance(t, Tensor): raise TypeError(f"{name} must be a torch.Tensor of shape {what}; got {type(t).__name__}")
+    what = f"shape {tuple(shape)}, that {what}" if what.startswith("of") else f"shape {what}, here {tuple(shape)}"
+    if not isinstance(t, Tensor): raise TypeError(f"{name} must be a torch.Tensor of {what}; got {_is(t)}{_convert(name, t)}")
     if tuple(t.shape[-len(shape):]) != tuple(shape) or t.ndim - len(shape) > (1 if stack else 0):
-        raise ValueError(f"{name} must have shape {what}, here {tuple(shape)}; got {tuple(t.shape)}")
+        raise ValueError(f"{name} must have {what}; got {tuple(t.shape)}")
     if t.dtype != x.dtype or t.device != x.device:
         raise TypeError(f"{name} must have the dtype and device of x, {x.dtype} on {x.device}; got {t.dtype} on {t.device}")
     if finite and not torch.isfinite(t).all(): raise ValueError(f"{name} must be finite; got NaN or inf in it")
