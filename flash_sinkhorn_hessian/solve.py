@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['DENSE_LIMIT', 'FACTORISE', 'PARTNER', 'choose_backend', 'make_geometry', 'centre', 'default_tol', 'check_count',
-           'exact', 'Solution', 'solve', 'check_like', 'check_wrt', 'SelfTerm', 'Divergence', 'divergence']
+           'exact', 'Solution', 'solve', 'check_like', 'check_wrt', 'check_room', 'SelfTerm', 'Divergence',
+           'divergence']
 
 # %% ../nbs/10_solve.ipynb #7252a472
 import math
+import os
 import sys
 import warnings
 from contextlib import ExitStack
@@ -472,6 +474,16 @@ def _hvp_method(self,
     if not finite: raise ValueError("v must be finite; got NaN or inf in it")
     return _products(self, out, stacked)
 
+# %% ../nbs/10_solve.ipynb #853dce26
+def check_room(
+    numbers:int, what:str, # how many float64 numbers an array has, and what it is
+):
+    "A `MemoryError` for an array that the machine's memory cannot hold. Nothing comes back."
+    known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= getattr(os, "sysconf_names", {}).keys()
+    have = os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES") if known else math.inf
+    if 8*numbers > have:
+        raise MemoryError(f"{what} takes {8*numbers/1e9:.0f} GB, and this machine has {have/1e9:.0f} GB: use hvp or hessian_operator, which never form it")
+
 # %% ../nbs/10_solve.ipynb #9cbfb772
 @_method("_block")
 def _block(self, u, w): # float64, without scale
@@ -483,11 +495,13 @@ def _hessian(self, wrt="x") -> Tensor: # e.g. (n, d, n, d), or (n, d, m) for ("x
 
     Shapes: that of u, then that of w: (n, d, n, d) for "x", (n, d, m) for ("x", "b"); a batch has B in front. Needs n m memory too.
 
-    Errors: `ValueError` for an unknown `wrt`.
+    Errors: `ValueError` for an unknown `wrt`; `MemoryError` on a CPU whose memory the block would not fit.
 
     Source: the closed form of nbs/05_hessian.
     """
     u, w = check_wrt(wrt)
+    x = self.inputs.x
+    if not x.is_cuda: check_room(math.prod(_shape(self, u) + _shape(self, w))//math.prod(x.shape[:-2]), f"the block ({u}, {w}) of the Hessian")
     return self._out(self._block(u, w))
 
 @_method("hessian_operator")
