@@ -34,7 +34,12 @@ def warn_once(
 def _is(t) -> str:
     "How an error message describes what it was given: shape and dtype of a tensor, type and value of anything else."
     if isinstance(t, Tensor): return f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}"
+    if hasattr(t, "shape") and hasattr(t, "dtype"): # the numbers of another library's array tell nothing
+        return f"{type(t).__module__.split('.')[0]}.{type(t).__name__} {tuple(t.shape)} {t.dtype}"
     return f"{type(t).__name__} {t!r:.60}"
+
+def _convert(name, t): # what to do with an array of NumPy
+    return f": use torch.from_numpy({name})" if (type(t).__module__, type(t).__name__) == ("numpy", "ndarray") else ""
 
 # %% ../nbs/00_core.ipynb #b8bd509a
 def check_cloud(
@@ -44,7 +49,7 @@ def check_cloud(
     """Check one cloud: a finite floating-point tensor of shape `(n, d)` or `(B, n, d)` with at least one point.
 
     Raises `TypeError` for anything but a floating-point tensor and `ValueError` for a wrong rank, an empty cloud, NaN or inf."""
-    if not isinstance(x, Tensor): raise TypeError(f"{name} must be a torch.Tensor of shape (n, d); got {_is(x)}")
+    if not isinstance(x, Tensor): raise TypeError(f"{name} must be a torch.Tensor of shape (n, d); got {_is(x)}{_convert(name, x)}")
     if not x.is_floating_point():
         raise TypeError(f"{name} must have a floating-point dtype; got {_is(x)}: use {name}.float() or {name}.double()")
     if x.ndim not in (2, 3): raise ValueError(f"{name} must have shape (n, d) or (B, n, d); got {_is(x)}")
@@ -65,7 +70,7 @@ def check_weights(
     Raises `TypeError` for another type or dtype than the cloud's, `ValueError` for anything wrong with the numbers."""
     shape = x.shape[:-1]
     if a is None: return torch.full(shape, 1/shape[-1], dtype=torch.float64, device=x.device)
-    if not isinstance(a, Tensor): raise TypeError(f"{name} must be a torch.Tensor of shape {tuple(shape)} or None; got {_is(a)}")
+    if not isinstance(a, Tensor): raise TypeError(f"{name} must be a torch.Tensor of shape {tuple(shape)} or None; got {_is(a)}{_convert(name, a)}")
     if a.dtype != x.dtype: raise TypeError(f"{name} must have the dtype of {cloud}, {x.dtype}; got {a.dtype}")
     if a.device != x.device: raise ValueError(f"{name} must be on the device of {cloud}, {x.device}; got {a.device}")
     if a.shape != shape and not (x.ndim == 3 and a.shape == shape[1:]):

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['DENSE_LIMIT', 'FACTORISE', 'PARTNER', 'choose_backend', 'make_geometry', 'centre', 'default_tol', 'check_count',
-           'exact', 'Solution', 'solve', 'check_like', 'check_wrt', 'SelfTerm', 'Divergence', 'divergence']
+           'exact', 'Solution', 'solve', 'check_like', 'check_wrt', 'check_room', 'SelfTerm', 'Divergence',
+           'divergence']
 
 # %% ../nbs/10_solve.ipynb #7252a472
 import math
+import os
 import sys
 import warnings
 from contextlib import ExitStack
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .core import *
+from .core import _convert, _is
 from .dual_energy import *
 from .sinkhorn import *
 from .gradient import *
@@ -266,7 +269,7 @@ def solve(
     reach_y=None,     # relax the target marginal only
     half_cost=False,  # cost |x-y|^2/2 instead of |x-y|^2
     tol=None,         # bound on the L1 marginal error; None: what the dtype can reach, see `default_tol`
-    max_iter=5000,    # pairs of passes over the scores, at most
+    max_iter=5000,    # pairs of passes over the scores, at most; but one for each eps of the schedule
     backend="auto",   # "auto", "dense", "streaming" or "triton"
     init=None,        # a `Solution` of a nearby problem of the same sizes to start from
     callback=None,    # called with (n_iter, eps, marginal_error) after every step: progress bars
@@ -313,9 +316,10 @@ def check_like(
     finite=True, # look for NaN and inf now?
 ) -> Tensor: # float64
     "Check a direction or a matrix that meets the points: shape, dtype, device, finite."
-    if not isinstance(t, Tensor): raise TypeError(f"{name} must be a torch.Tensor of shape {what}; got {type(t).__name__}")
+    what = f"shape {tuple(shape)}, that {what}" if what.startswith("of") else f"shape {what}, here {tuple(shape)}"
+    if not isinstance(t, Tensor): raise TypeError(f"{name} must be a torch.Tensor of {what}; got {_is(t)}{_convert(name, t)}")
     if tuple(t.shape[-len(shape):]) != tuple(shape) or t.ndim - len(shape) > (1 if stack else 0):
-        raise ValueError(f"{name} must have shape {what}, here {tuple(shape)}; got {tuple(t.shape)}")
+        raise ValueError(f"{name} must have {what}; got {tuple(t.shape)}")
     if t.dtype != x.dtype or t.device != x.device:
         raise TypeError(f"{name} must have the dtype and device of x, {x.dtype} on {x.device}; got {t.dtype} on {t.device}")
     if finite and not torch.isfinite(t).all(): raise ValueError(f"{name} must be finite; got NaN or inf in it")
@@ -470,6 +474,16 @@ def _hvp_method(self,
     if not finite: raise ValueError("v must be finite; got NaN or inf in it")
     return _products(self, out, stacked)
 
+# %% ../nbs/10_solve.ipynb #853dce26
+def check_room(
+    numbers:int, what:str, # how many float64 numbers an array has, and what it is
+):
+    "A `MemoryError` for an array that the machine's memory cannot hold. Nothing comes back."
+    known = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= getattr(os, "sysconf_names", {}).keys()
+    have = os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES") if known else math.inf
+    if 8*numbers > have:
+        raise MemoryError(f"{what} takes {8*numbers/1e9:.0f} GB, and this machine has {have/1e9:.0f} GB: use hvp or hessian_operator, which never form it")
+
 # %% ../nbs/10_solve.ipynb #9cbfb772
 @_method("_block")
 def _block(self, u, w): # float64, without scale
@@ -481,11 +495,13 @@ def _hessian(self, wrt="x") -> Tensor: # e.g. (n, d, n, d), or (n, d, m) for ("x
 
     Shapes: that of u, then that of w: (n, d, n, d) for "x", (n, d, m) for ("x", "b"); a batch has B in front. Needs n m memory too.
 
-    Errors: `ValueError` for an unknown `wrt`.
+    Errors: `ValueError` for an unknown `wrt`; `MemoryError` on a CPU whose memory the block would not fit.
 
     Source: the closed form of nbs/05_hessian.
     """
     u, w = check_wrt(wrt)
+    x = self.inputs.x
+    if not x.is_cuda: check_room(math.prod(_shape(self, u) + _shape(self, w))//math.prod(x.shape[:-2]), f"the block ({u}, {w}) of the Hessian")
     return self._out(self._block(u, w))
 
 @_method("hessian_operator")
