@@ -73,17 +73,16 @@ class SlowModes:
     "Directions in which conjugate gradients for one matrix A are slow, learnt from its first solves: columns W with W^T A W = 1, A W, and W's image under the map that comes along with A."
     most, solves, few = 64, 6, 4        # columns kept; solves to learn from; steps with which one is content
     room, least = 1 << 24, 512          # numbers stored meanwhile; unknowns below which it is not worth it
-    def __init__(self): self.W = self.AW = self.NW = self.found = None; self.seen = 0
+    def __init__(self): self.W = self.D = self.stack = self.found = None; self.seen = 0
     def slots(self, m): # directions to store of the next solve, for m unknowns
         return min(512, self.room//(2*m)) // 2 * 2 if self.seen < self.solves and m >= self.least else 0
     def keep(self, P, Q): # (m, k) directions of a solve, and A times them; looked at when the next solve comes
         self.seen += 1
         if P.shape[1] <= self.few: self.seen, self.found = self.solves, None        # nothing left to gain
         else: self.found = (P, Q)
-    def start(self, b): # solution in the span of W, its image, and the residual; twice for rounding
-        x, y, r = 0., 0., b
-        for _ in range(2): c = self.W.mT @ r; x, y, r = x + self.W @ c, y + self.NW @ c, r - self.AW @ c
-        return x, y, r
+    def start(self, b): # solution in the span of W, its image, and the residual
+        c = self.D @ b
+        return self.W @ c, self.NW @ c, b - self.AW @ c
     def fix(self, r): return self.W @ (self.AW.mT @ r)
     def learn(self, A): # A maps (m, k) to a pair
         "Rayleigh-Ritz on the old modes and the directions of the last solve."
@@ -95,9 +94,14 @@ class SlowModes:
         U = gram_inverse_root(Z.mT @ AZ, 1e-5); slow, C = torch.linalg.eigh(U.mT @ (Z.mT @ (Z @ U)))    # the inverses of the Ritz values
         if not (slow > 1.2).any(): return False
         W = Z @ (U @ C[:, slow > 1.2][:, -self.most:]); AW, NW = A(W)
-        V = gram_inverse_root(W.mT @ AW, 1e-2); self.W, self.AW, self.NW = W @ V, AW @ V, NW @ V
+        V = gram_inverse_root(W.mT @ AW, 1e-2); self.put(W @ V, AW @ V, NW @ V)
         return True
-    def forget(self): self.W = self.AW = self.NW = self.found = None; self.seen = self.solves
+    def put(self, W, AW, NW): # in one array, each part an even number of rows; D gives the share of each column in a right-hand side
+        m, even = len(W), lambda t: torch.nn.functional.pad(t, (0, 0, 0, len(t) % 2))
+        self.stack = torch.cat([even(W), even(AW), even(NW)]); h = m + m % 2
+        self.W, self.AW, self.NW = self.stack[:m], self.stack[h:h+m], self.stack[2*h:2*h+len(NW)]
+        self.D = torch.linalg.solve(self.W.mT @ self.AW, self.W.mT)         # W^T A W is one but for rounding
+    def forget(self): self.W = self.D = self.stack = self.found = None; self.seen = self.solves
 
 # %% ../nbs/06_hvp.ipynb #3ee41ec9
 def slow_modes(s:ScaledSystem):

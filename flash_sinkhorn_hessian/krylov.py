@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'ROOM', 'total', 'total_pair', 'dots_kernel',
-           'residual_kernel', 'direction_kernel', 'shares_kernel', 'total_kernel', 'SparseProducts', 'StreamedProducts',
-           'slices', 'WideProducts', 'account', 'DeviceCG', 'schur_cg', 'Replayed', 'recorded', 'WholeProduct',
-           'whole_product']
+           'start_kernel', 'residual_kernel', 'direction_kernel', 'shares_kernel', 'total_kernel', 'SparseProducts',
+           'StreamedProducts', 'slices', 'WideProducts', 'account', 'DeviceCG', 'schur_cg', 'Replayed', 'recorded',
+           'WholeProduct', 'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -63,6 +63,26 @@ def dots_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, m, k, per, KC: tl.constexpr, BLOC
         dot += q*tl.load(p_ptr + i, mask=live, other=0.0); dot_e += q*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None]
     out = dots_ptr + (b*tl.num_programs(0) + g)*2*k + c
     tl.store(out, tl.sum(dot, 0), mask=has); tl.store(out + k, tl.sum(dot_e, 0), mask=has)
+
+@triton.jit(do_not_specialize=_INTS)
+def start_kernel(rhs_ptr, e_ptr, dots_ptr, goal_ptr, r_ptr, x_ptr, p_ptr, U_ptr, norm_ptr, table_ptr, gate_ptr, n, m, k, per, systems, NULL: tl.constexpr, KC: tl.constexpr, BLOCK: tl.constexpr):
+    "Right-hand sides without e and of norm one, zero solutions and directions, and a table in which a step before the first would begin."
+    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); c = tl.program_id(2)*KC + tl.arange(0, KC); has = c < k; G = tl.num_programs(0)
+    square, off = total_pair(dots_ptr + b*G*2*k + c, G, k, has, NULL, KC, 256); left = square - off*off
+    size = tl.sqrt(tl.where(left < 0, 0.0, left)); some = size > 0; zero = tl.zeros([BLOCK, KC], tl.float64)
+    for h in range(per):
+        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = (j < m)[:, None] & has[None, :]; i = (b*m + j)[:, None]*k + c[None, :]
+        r = tl.load(rhs_ptr + i, mask=live, other=0.0)
+        if NULL: r -= off[None, :]*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None]
+        tl.store(r_ptr + i, tl.where(some[None, :], r/tl.where(some, size, 1.0)[None, :], 0.0), mask=live)
+        tl.store(x_ptr + i, zero, mask=live); tl.store(p_ptr + i, zero, mask=live)
+        tl.store(U_ptr + (b*n + j)[:, None]*k + c[None, :], zero, mask=(j < n)[:, None] & has[None, :])
+    if g == 0:
+        o = table_ptr + (systems + b*k + c)*8; none = tl.zeros([KC], tl.float64)
+        tl.store(o, none + float("inf"), mask=has); tl.store(o + 1, none + tl.load(goal_ptr), mask=has); tl.store(o + 2, none + float("inf"), mask=has); tl.store(o + 3, none, mask=has)
+        tl.store(o + 4, none - 1, mask=has); tl.store(o + 5, none, mask=has); tl.store(o + 6, tl.where(some, 1.0, none), mask=has); tl.store(o + 7, size, mask=has)
+        tl.store(norm_ptr + b*k + c, size, mask=has)
+        if (b == 0) & (tl.program_id(2) == 0): tl.store(gate_ptr, systems)
 
 # %% ../nbs/16_krylov.ipynb #7b1ea725
 @triton.jit(do_not_specialize=_INTS)
@@ -236,10 +256,13 @@ class DeviceCG:
         kind = SparseProducts if isinstance(p.geom, TruncatedGeometry) else StreamedProducts if k == 1 else WideProducts
         self.s, self.prod, self.k, self.B = weakref.proxy(s), kind(s, k), k, B       # the system holds this solver
         new = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=dev)
-        self.x, self.r, self.p, self.q, self.U, self.u = *(new(B, self.m, k) for _ in range(4)), new(B, self.n, k), new(B, self.n, k)
-        self.rhs, self.goal = new(B, self.m, k), new(1)
+        h, l = self.m + self.m % 2, self.n + self.n % 2; self.pqu = new(2*h + l, B*k)                       # one array, as `SlowModes.stack` is
+        cut = lambda at, rows: self.pqu[at:].flatten()[:B*rows*k].view(B, rows, k); self.p, self.q, self.u = cut(0, self.m), cut(h, self.m), cut(2*h, self.n)
+        self.x, self.r, self.rhs, self.U, self.goal, self.norm = *(new(B, self.m, k) for _ in range(3)), new(B, self.n, k), new(1), new(B, 1, k)
         self.G, self.per, self.size = slices(max(self.n, self.m), k); self.KC = 1 if k == 1 else 16; self.gate = torch.zeros(1, dtype=torch.int32, device=dev)
         self.table, self.rr, self.rp, self.dots = new(2, B*k, 8), new(B, self.G, k), new(B, self.G, k), new(B, self.prod.P, 2, k)
+        self.parts, self.first = new(B, self.G, 2, k), (new(B, 1, 2, k), new(B, self.G, k))      # of the start: a step of length one along a direction in the span of the slow modes
+        for t in self.first: t[:, 0].view(B, -1)[:, :k] = 1
         self.null = new(B, self.m) if s.T.null is None else s.T.null.reshape(B, self.m).contiguous(); self.balanced = s.T.null is not None
         self.modes, self.W, self.kept, self.last = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8
         self.blind = 0                                   # blocks to run without looking, while a whole product is recorded
@@ -257,28 +280,28 @@ class DeviceCG:
             self.rows, self.A_rows = rows(W), rows(self.modes.AW); self.c = torch.zeros(self.B, self.G, len(self.rows), self.k, device=W.device); self.share = self.c if self.k == 1 else torch.zeros_like(self.c[:, 0])
     def _both(self, t): Nt = self.s.N(t); return self.s.T.project(t - self.s.T.N(Nt)), Nt
     def _step(self, slot):
-        m, k, B, w, r = self.m, self.k, self.B, self.prod, self.r
-        fix, keep = self.W is not None, self.kept is not None
-        AW, W, c, KM = (self.A_rows, self.rows, self.c, len(self.rows)) if fix else (r, r, r, 0); P, Q, cap = (*self.kept, self.kept.shape[1]) if keep else (r, r, 0)
-        w(self.p, self.u, self.q, self.null, self.dots, self.gate)
+        self.prod(self.p, self.u, self.q, self.null, self.dots, self.gate)
+        self._move(slot, self.q, self.u, self.dots, self.rp, self.prod.P, self.kept is not None)
+    def _move(self, slot, q, u, dots, rp, P, keep):
+        "A step along p, whose images are q and u, and a new p."
+        m, k, B, w, r, fix = self.m, self.k, self.B, self.prod, self.r, self.W is not None
+        AW, W, c, KM = (self.A_rows, self.rows, self.c, len(self.rows)) if fix else (r, r, r, 0); kp, kq, cap = (*self.kept, self.kept.shape[1]) if keep else (r, r, 0)
         grid, shape = (self.G, B, -(-k//self.KC)), dict(KC=self.KC, FULL=k == self.KC, BLOCK=self.size, warps=4 if k == 1 else 8)
-        launch(residual_kernel, grid, self.x, r, self.p, self.q, self.null, self.U, self.u, self.dots, self.rp, self.rr, self.table, AW, c, P, Q,
-               self.n, m, k, self.per, w.P, slot, B*k, cap, NULL=self.balanced, KM=KM, KEEP=keep, **shape)
+        launch(residual_kernel, grid, self.x, r, self.p, q, self.null, self.U, u, dots, rp, self.rr, self.table, AW, c, kp, kq,
+               self.n, m, k, self.per, P, slot, B*k, cap, NULL=self.balanced, KM=KM, KEEP=keep, **shape)
         if fix and k > 1: launch(shares_kernel, (-(-KM*k//64), B), c, self.share, self.G, k, KM=KM, BLOCK=64)
         launch(direction_kernel, grid, r, self.p, W, self.share if fix else c, w.w, w.next, self.rr, self.rp, self.table, self.gate, m, k, w.stride, 150, self.per, slot, B*k,
                F=_F[w.next.dtype], W=_F[w.w.dtype], GP=max(16, 1 << (self.G - 1).bit_length()), KM=KM, **shape)
     def _block(self):
         for t in range(self.prod.block): self._step(t % 2)
-    def _start(self):
-        "From right-hand sides and tolerance in their buffers to the first direction; nothing here waits for the host."
-        size = torch.linalg.vector_norm(self.rhs, dim=1, keepdim=True); self.r.copy_(torch.where(size > 0, self.rhs/size, 0.))
-        self.x.zero_(); self.U.zero_(); self.p.copy_(self.r); self.norm = size
-        if self.W is not None:
-            x, U, r = self.modes.start(self.r[0]); self.x.copy_(x[None]); self.U.copy_(U[None]); self.r.copy_(r[None]); self.p.copy_((r - self.modes.fix(r))[None])
-        rr = self.r.square().sum(1).flatten(); goal = self.goal.expand_as(rr); done = (~(rr > goal)).double(); zero = torch.zeros_like(rr)
-        self.table[0].copy_(torch.stack([rr, goal, zero + math.inf, zero, zero, done, torch.where(size > 0, 1., 0.).flatten(), size.flatten()], 1))
-        self.gate.copy_((len(rr) - done.sum()).int()); self.rp.zero_(); self.rp[:, 0] = (self.r*self.p).sum(1)
-        self.prod.next.reshape(self.B, self.prod.stride, self.k)[:, :self.m].copy_(self.p*self.prod.w.reshape(self.B, -1)[:, :self.m, None])
+    def _start(self, rhs):
+        "From right-hand sides and tolerance in its buffer to the first direction; nothing here waits for the host."
+        grid, shape = (self.G, self.B, -(-self.k//self.KC)), dict(KC=self.KC, BLOCK=self.size)
+        launch(dots_kernel, grid, rhs, rhs, self.null, self.parts, self.m, self.k, self.per, **shape)
+        launch(start_kernel, grid, rhs, self.null, self.parts, self.goal, self.r, self.x, self.p, self.U, self.norm, self.table, self.gate, self.n, self.m, self.k, self.per, self.B*self.k, NULL=self.balanced, **shape)
+        q, u = self.x, self.U                            # zeros
+        if self.W is not None: torch.mm(self.modes.stack, self.modes.D @ self.r[0], out=self.pqu); q, u = self.q, self.u
+        self._move(1, q, u, *self.first, 1, False)
     def _recorded(self): return self.blocks >= self.prod.wait and self.x.is_cuda and not INTERPRETED
     def _go(self, blocks):
         for _ in range(blocks):
@@ -289,14 +312,16 @@ class DeviceCG:
             self.blocks += 1
     def __call__(self, rhs, tol, max_iter):
         "Solve for (B, m, k) right-hand sides: solution, N times the solution, SolveInfo."
+        self.goal.fill_(tol**2)
         if self.blind:
-            self.rhs.copy_(rhs); self.goal.fill_(tol**2); self._start()
+            self._start(rhs)
             for _ in range(self.blind): self._block()
             return self.x*self.norm, self.U*self.norm, None
-        self._adopt(); self.rhs.copy_(rhs); self.goal.fill_(tol**2)
-        if not self._recorded(): self._start()
+        self._adopt()
+        if not self._recorded(): self._start(rhs)
         else:
-            if self.starter is None: self.starter, _ = capture(self._start)
+            self.rhs.copy_(rhs)
+            if self.starter is None: self.starter, _ = capture(lambda: self._start(self.rhs))
             self.starter.replay()
         steps, todo = 0, min(self.last, max_iter)
         while True:
