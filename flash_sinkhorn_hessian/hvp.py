@@ -306,8 +306,7 @@ def closing(m, s, same, w, wT, ws, wsT, x, y):
     "Response of both potentials, (..., k, n) and (..., k, m), and the largest relative residual: the closing half sweep, over the block that was solved for."
     p, first = m.p, s.p.a.shape[-1] < s.p.b.shape[-1]             # was it the first block?
     plain = lambda t, h: h*lasting(t, "inverse", lambda: torch.where(t.root > 0, 1/t.root, 0.))
-    z = plain(s, x)
-    if same or first or not s.full: z = z if same and s.full else (w - p.geom.apply(m.u, m.wide_v, plain(s.T, y))) / s.alpha[..., None]
+    z = plain(s, x) if s.full and (same or not first) else (w - p.geom.apply(m.u, m.wide_v, plain(s.T, y))) / s.alpha[..., None]
     if same: return z.mT, z.mT, z.new_zeros(())
     zT = (wT - m.T.p.geom.apply(m.v, m.T.wide_v, z)) / s.T.alpha[..., None]
     moved = torch.addcmul(x, s.root, z, value=-1) if first else torch.addcmul(y, s.T.root, zT, value=-1)
