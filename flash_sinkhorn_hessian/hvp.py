@@ -110,13 +110,14 @@ def slow_modes(s:ScaledSystem):
 
 def solve_schur(
     s:ScaledSystem,
-    rhs:Tensor,       # (..., m, k) right-hand sides, without null component
+    rhs:Tensor,       # (..., m, k) right-hand sides; a null component is dropped
     tol:float, max_iter:int, ridge:float=0.,
 ) -> tuple: # solution (..., m, k), N times the solution (..., n, k), SolveInfo
     "Solve `(I - N^T N) t = rhs`, where the null direction is projected out of every step. Two passes a step."
     plain = not (ridge.any() if isinstance(ridge, Tensor) else ridge); modes = slow_modes(s) if plain else None
     own = getattr(s.p.geom, "schur_cg", None)
     if own is not None and plain and (out := own(s, rhs, tol, max_iter)) is not None: return out
+    rhs = s.T.project(rhs)
     def A(t): Nt = s.N(t); return s.T.project((1 + ridge)*t - s.T.N(Nt)), Nt
     if modes: modes.learn(A)
     t, info = cg(A, rhs, tol, max_iter, 150 if modes and modes.W is not None else 60, modes=modes)
@@ -145,7 +146,7 @@ class ConjugateGradients:
         return self._eliminate(s, w, z)
 
     def _eliminate(self, s, w, z): # solve for the second block; N times it comes along, and gives the first
-        rhs = s.T.project(z if w is None else -s.T.N(w) if z is None else z - s.T.N(w))
+        rhs = z if w is None else -s.T.N(w) if z is None else z - s.T.N(w)
         t, Nt, self.info = solve_schur(s, rhs, self.tol, self.max_iter, self.ridge)
         return -Nt if w is None else w - Nt, t
 

@@ -113,8 +113,9 @@ def columns_at(col_ptr, at, live, SHORT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["n", "k", "chunks", "tiles", "per"])
 def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, gate_ptr, n, k, chunks, tiles, per,
-                R: tl.constexpr, KV: tl.constexpr, NE: tl.constexpr, SCALE: tl.constexpr, SUB: tl.constexpr, NEXT: tl.constexpr, DOTS: tl.constexpr, GATE: tl.constexpr, SHORT: tl.constexpr, FULL: tl.constexpr, F: tl.constexpr, G: tl.constexpr):
+                R: tl.constexpr, KV: tl.constexpr, NE: tl.constexpr, SCALE: tl.constexpr, SUB: tl.constexpr, NEXT: tl.constexpr, DOTS: tl.constexpr, GATE: tl.constexpr, SHORT: tl.constexpr, FULL: tl.constexpr, F: tl.constexpr, G: tl.constexpr, CHAIN: tl.constexpr):
     "Rows of a sparse matrix times columns. SCALE: by a factor of the row; SUB: subtracted from p; NEXT: the result times the factor once more; DOTS: partial products of the result with p and e. The next entries are on their way while these are gathered."
+    in_turn(CHAIN)
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); tile = pid % tiles; c = tl.program_id(1)*KV + tl.arange(0, KV); has = c < k; wide = KV if FULL else k   # told when compiled, columns are read four at a time
     dot = tl.zeros([KV], tl.float64); dot_e = tl.zeros([KV], tl.float64)
     for g in range(per):
@@ -212,7 +213,7 @@ class TritonSparse(Sparse):
         or_ = lambda t, other: other if t is None else t
         launch(spmm_kernel, (self.problems*tiles, chunks), self.crow, self.col, self.val, V, or_(scale, out), or_(p, out), or_(e, out), out, or_(next, V), or_(dots, out), or_(gate, self.crow),
                self.rows//self.problems, k, chunks, tiles, per, warps=W, R=R, KV=KV, NE=NE, SCALE=scale is not None, SUB=p is not None, NEXT=next is not None, DOTS=dots is not None, GATE=gate is not None,
-               SHORT=self.short, FULL=KV == k, F=_F[V.dtype], G=_F[self.val.dtype])
+               SHORT=self.short, FULL=KV == k, F=_F[V.dtype], G=_F[self.val.dtype], CHAIN=chained(out.device))
         return out
     def cast(self, t): return t.to(self.val.dtype).contiguous()
     def weighted(self, A, B, alpha, beta, V, scale=None, cfg=None):
