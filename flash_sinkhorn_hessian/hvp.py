@@ -289,29 +289,27 @@ def hvp(
         wT = right_hand_side(m.T, mirror(v)) if moved[1] else none
         return w, wT, s.scale*w if moved[0] else none, s.T.scale*wT if moved[1] else none
     def after(w, wT, ws, wsT, x, y, *v):
-        v = dict(zip(names, v)); z, zT, left = closing(m, s, same, w, wT, ws, wsT, x, y)
+        v = dict(zip(names, v)); z, zT, *ends = closing(m, s, same, w, wT, ws, wsT, x, y)
         one = {"x": lambda: apply_points(m, v, z, zT), "a": lambda: apply_weights(m, v, z),
                "y": lambda: apply_points(m.T, mirror(v), zT, z), "b": lambda: apply_weights(m.T, mirror(v), zT)}
-        return left, *(one[k]() for k in out)
+        return *ends, *(one[k]() for k in out)
     run = getattr(p.geom, "recorded", lambda s, key, fn, *t: fn(*t))        # a geometry may replay what it has seen before
     def inner(rhs): return solver(*(t if some else None for some, t in zip(moved, rhs[2:])))
     def all_of_it(*v): rhs = before(*v); return after(*rhs, *inner(rhs), *v)
     whole = getattr(p.geom, "whole_product", None)                          # ... or all of it, the solve included
     if whole and not same and (res := whole(s, (names, out), _count(v), all_of_it, solver, tuple(v.values()))): return dict(zip(out, res))
     rhs = run(s, ("before", names, same), before, *v.values()); x, y = inner(rhs)
-    left, *res = run(s, ("after", names, same, out), after, *rhs, x, y, *v.values())
-    if (info := getattr(solver, "info", None)) is not None and not same: info.residual = max(info.residual, left.item())
+    off, size, *res = run(s, ("after", names, same, out), after, *rhs, x, y, *v.values())
+    if (info := getattr(solver, "info", None)) is not None and not same: info.residual = max(info.residual, (off/size.clamp_min(torch.finfo(size.dtype).tiny)).max().item())
     return dict(zip(out, res))
 
 def closing(m, s, same, w, wT, ws, wsT, x, y):
-    "Response of both potentials, (..., k, n) and (..., k, m), and the largest relative residual: the closing half sweep, over the block that was solved for."
+    "Response of both potentials, (..., k, n) and (..., k, m), and norms (..., k) of the residual and of the right-hand side: the closing half sweep, over the block that was solved for."
     p, first = m.p, s.p.a.shape[-1] < s.p.b.shape[-1]             # was it the first block?
     plain = lambda t, h: h*lasting(t, "inverse", lambda: torch.where(t.root > 0, 1/t.root, 0.))
     z = plain(s, x) if s.full and (same or not first) else (w - p.geom.apply(m.u, m.wide_v, plain(s.T, y))) / s.alpha[..., None]
-    if same: return z.mT, z.mT, z.new_zeros(())
+    if same: return z.mT, z.mT, z.new_zeros(1), z.new_zeros(1)
     zT = (wT - m.T.p.geom.apply(m.v, m.T.wide_v, z)) / s.T.alpha[..., None]
     moved = torch.addcmul(x, s.root, z, value=-1) if first else torch.addcmul(y, s.T.root, zT, value=-1)
     norm = lambda t: torch.linalg.vector_norm(t, dim=-2); size = [norm(t) for t in (ws, wsT) if t.ndim]
-    size = torch.hypot(*size) if len(size) > 1 else size[0]
-    left = norm(moved)/size.clamp_min(torch.finfo(zT.dtype).tiny)
-    return z.mT, zT.mT, left.amax() if left.numel() > 1 else left.reshape(())
+    return z.mT, zT.mT, norm(moved), torch.hypot(*size) if len(size) > 1 else size[0]

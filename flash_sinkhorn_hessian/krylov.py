@@ -274,7 +274,7 @@ class DeviceCG:
         self.null = new(B, self.m) if s.T.null is None else s.T.null.reshape(B, self.m).contiguous(); self.balanced = s.T.null is not None
         self.modes, self.W, self.kept, self.last = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8
         self.goals, self.chain = {}, chained(dev)         # squares of tolerances, on the device
-        self.blind = 0                                   # blocks to run without looking, while a whole product is recorded
+        self.blind = 0                                   # steps to take without looking, while a whole product is recorded
         self._fresh()
     def _fresh(self): self.graph, self.starters, self.blocks = None, {}, 0          # nothing recorded
     def _adopt(self):
@@ -331,7 +331,7 @@ class DeviceCG:
         if not rhs.is_contiguous() or rhs.data_ptr() % 16: rhs = self.rhs.copy_(rhs)
         if self.blind:
             self._start(rhs, self.goal(tol))
-            for _ in range(self.blind): self._block()
+            for t in range(self.blind): self._step(t % 2)
             return self.x*self.norm, self.U*self.norm, None
         self._adopt()
         goal = self.goal(tol)
@@ -394,24 +394,25 @@ class WholeProduct:
     "A product from end to end as one CUDA graph: what comes before the solve, as many steps as it is expected to take, and what comes after."
     def __init__(self, s, cg, fn, tensors, tol):
         g = getattr(s.p.geom, "parent", s.p.geom); self.cg, self.W, self.inputs = cg, cg.W, [t.clone() for t in tensors]
-        cg.blind = -(-(cg.last + cg.last//16 + 1)//cg.prod.block); cg.goal(tol)
+        cg.blind = steps = cg.last + cg.last//16 + 1; cg.goal(tol)
         def run():
-            left, *out = fn(*self.inputs)
-            return out, torch.cat([cg.table[0].flatten(), left.reshape(1)])
+            off, size, *out = fn(*self.inputs)
+            return out, torch.cat([cg.table[steps % 2].flatten(), off.flatten(), size.flatten()])
         try: self.graph, (self.out, self.stats) = capture(run)
         finally: cg.blind = 0
         self.alive = [list(g._known), list(g.T._known)]
     def __call__(self, tensors, solver):
         for mine, t in zip(self.inputs, tensors): mine.copy_(t)
-        self.graph.replay(); stats = self.stats.cpu(); table = stats[:-1].reshape(-1, 8)
+        self.graph.replay(); systems = self.cg.B*self.cg.k
+        table, off, size = self.stats.cpu().split([8*systems, systems, systems]); table = table.view(-1, 8)
         if not (table[:, STATE] == 1).all(): return None
-        solver.info = account(table, solver.tol); solver.info.residual = max(solver.info.residual, stats[-1].item())
+        solver.info = account(table, solver.tol); solver.info.residual = max(solver.info.residual, (off/size.clamp_min(1e-300)).max().item())
         return [t.clone() for t in self.out]
 
 def whole_product(
     s, key, k:int,      # system, what is asked of it, directions
     fn, solver, tensors # function of the tensors with one solve in it, and the solver
-): # its results, but for the first, a residual; None where that cannot be recorded (yet), or did not converge
+): # its results, but for the first two, norms of a residual and a right-hand side; None where that cannot be recorded (yet), or did not converge
     "`fn(*tensors)` in one launch and one look, once solves at this system have settled down to a few steps."
     if not tensors[0].is_cuda or INTERPRETED or not isinstance(solver, ConjugateGradients) or isinstance(solver.ridge, Tensor) or solver.ridge or max(t.numel() for t in tensors) > ROOM: return None
     cg = (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
