@@ -165,7 +165,7 @@ def _count(v): # directions in the stack
     name, t = next(iter(v.items()))
     return t.shape[-2 if name in "ab" else -3]
 
-# %% ../nbs/06_hvp.ipynb #bf115651
+# %% ../nbs/06_hvp.ipynb #5a9d0c10
 def lasting(m, name:str, make):
     "What depends on the potentials alone: made once, and kept with the moments (or the system)."
     if name not in m.__dict__: m.__dict__[name] = make()
@@ -178,6 +178,7 @@ def lifted(
     def make(): y = m.p.geom.y.double(); return torch.cat([y, torch.ones_like(y[..., :1])], -1)
     return lasting(m, "lifted", make)
 
+# %% ../nbs/06_hvp.ipynb #bf115651
 def right_hand_side(
     m:Moments, # marginals at the potentials
     v:dict,    # direction: x (..., k, n, d), y (..., k, m, d), a (..., k, n), b (..., k, m)
@@ -208,6 +209,7 @@ def covariance(
         return (out[..., :-1] - T[..., None, :, :]*out[..., -1:]).movedim(-3, -2)
     return lasting(m, "covariance", make)
 
+# %% ../nbs/06_hvp.ipynb #5a9d0c13
 def apply_points(
     m:Moments, v:dict,   # marginals, and direction as in `right_hand_side`
     z:Tensor, zT:Tensor, # (..., k, n), (..., k, m) response of the potentials
