@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SWAP', 'SMALL', 'SolveInfo', 'cg', 'gram_inverse_root', 'SlowModes', 'slow_modes', 'solve_schur',
-           'ConjugateGradients', 'mirror', 'right_hand_side', 'covariance', 'apply_points', 'apply_weights', 'hvp',
-           'closing']
+           'ConjugateGradients', 'mirror', 'lasting', 'lifted', 'right_hand_side', 'covariance', 'apply_points',
+           'apply_weights', 'hvp', 'closing']
 
 # %% ../nbs/06_hvp.ipynb #84403f24
 from dataclasses import dataclass
@@ -73,17 +73,16 @@ class SlowModes:
     "Directions in which conjugate gradients for one matrix A are slow, learnt from its first solves: columns W with W^T A W = 1, A W, and W's image under the map that comes along with A."
     most, solves, few = 64, 6, 4        # columns kept; solves to learn from; steps with which one is content
     room, least = 1 << 24, 512          # numbers stored meanwhile; unknowns below which it is not worth it
-    def __init__(self): self.W = self.AW = self.NW = self.found = None; self.seen = 0
+    def __init__(self): self.W = self.D = self.stack = self.found = None; self.seen = 0
     def slots(self, m): # directions to store of the next solve, for m unknowns
         return min(512, self.room//(2*m)) // 2 * 2 if self.seen < self.solves and m >= self.least else 0
     def keep(self, P, Q): # (m, k) directions of a solve, and A times them; looked at when the next solve comes
         self.seen += 1
         if P.shape[1] <= self.few: self.seen, self.found = self.solves, None        # nothing left to gain
         else: self.found = (P, Q)
-    def start(self, b): # solution in the span of W, its image, and the residual; twice for rounding
-        x, y, r = 0., 0., b
-        for _ in range(2): c = self.W.mT @ r; x, y, r = x + self.W @ c, y + self.NW @ c, r - self.AW @ c
-        return x, y, r
+    def start(self, b): # solution in the span of W, its image, and the residual
+        c = self.D @ b
+        return self.W @ c, self.NW @ c, b - self.AW @ c
     def fix(self, r): return self.W @ (self.AW.mT @ r)
     def learn(self, A): # A maps (m, k) to a pair
         "Rayleigh-Ritz on the old modes and the directions of the last solve."
@@ -95,9 +94,14 @@ class SlowModes:
         U = gram_inverse_root(Z.mT @ AZ, 1e-5); slow, C = torch.linalg.eigh(U.mT @ (Z.mT @ (Z @ U)))    # the inverses of the Ritz values
         if not (slow > 1.2).any(): return False
         W = Z @ (U @ C[:, slow > 1.2][:, -self.most:]); AW, NW = A(W)
-        V = gram_inverse_root(W.mT @ AW, 1e-2); self.W, self.AW, self.NW = W @ V, AW @ V, NW @ V
+        V = gram_inverse_root(W.mT @ AW, 1e-2); self.put(W @ V, AW @ V, NW @ V)
         return True
-    def forget(self): self.W = self.AW = self.NW = self.found = None; self.seen = self.solves
+    def put(self, W, AW, NW): # in one array, each part an even number of rows; D gives the share of each column in a right-hand side
+        m, even = len(W), lambda t: torch.nn.functional.pad(t, (0, 0, 0, len(t) % 2))
+        self.stack = torch.cat([even(W), even(AW), even(NW)]); h = m + m % 2
+        self.W, self.AW, self.NW = self.stack[:m], self.stack[h:h+m], self.stack[2*h:2*h+len(NW)]
+        self.D = torch.linalg.solve(self.W.mT @ self.AW, self.W.mT)         # W^T A W is one but for rounding
+    def forget(self): self.W = self.D = self.stack = self.found = None; self.seen = self.solves
 
 # %% ../nbs/06_hvp.ipynb #3ee41ec9
 def slow_modes(s:ScaledSystem):
@@ -106,13 +110,14 @@ def slow_modes(s:ScaledSystem):
 
 def solve_schur(
     s:ScaledSystem,
-    rhs:Tensor,       # (..., m, k) right-hand sides, without null component
+    rhs:Tensor,       # (..., m, k) right-hand sides; a null component is dropped
     tol:float, max_iter:int, ridge:float=0.,
 ) -> tuple: # solution (..., m, k), N times the solution (..., n, k), SolveInfo
     "Solve `(I - N^T N) t = rhs`, where the null direction is projected out of every step. Two passes a step."
     plain = not (ridge.any() if isinstance(ridge, Tensor) else ridge); modes = slow_modes(s) if plain else None
     own = getattr(s.p.geom, "schur_cg", None)
     if own is not None and plain and (out := own(s, rhs, tol, max_iter)) is not None: return out
+    rhs = s.T.project(rhs)
     def A(t): Nt = s.N(t); return s.T.project((1 + ridge)*t - s.T.N(Nt)), Nt
     if modes: modes.learn(A)
     t, info = cg(A, rhs, tol, max_iter, 150 if modes and modes.W is not None else 60, modes=modes)
@@ -141,7 +146,7 @@ class ConjugateGradients:
         return self._eliminate(s, w, z)
 
     def _eliminate(self, s, w, z): # solve for the second block; N times it comes along, and gives the first
-        rhs = s.T.project(z if w is None else -s.T.N(w) if z is None else z - s.T.N(w))
+        rhs = z if w is None else -s.T.N(w) if z is None else z - s.T.N(w)
         t, Nt, self.info = solve_schur(s, rhs, self.tol, self.max_iter, self.ridge)
         return -Nt if w is None else w - Nt, t
 
@@ -160,20 +165,34 @@ def _count(v): # directions in the stack
     name, t = next(iter(v.items()))
     return t.shape[-2 if name in "ab" else -3]
 
+# %% ../nbs/06_hvp.ipynb #5a9d0c10
+def lasting(m, name:str, make):
+    "What depends on the potentials alone: made once, and kept with the moments (or the system)."
+    if name not in m.__dict__: m.__dict__[name] = make()
+    return m.__dict__[name]
+
+def lifted(
+    m:Moments,
+) -> Tensor: # (..., m, d + 1)
+    "The points of the second cloud with a one behind each."
+    def make(): y = m.p.geom.y.double(); return torch.cat([y, torch.ones_like(y[..., :1])], -1)
+    return lasting(m, "lifted", make)
+
 # %% ../nbs/06_hvp.ipynb #bf115651
 def right_hand_side(
     m:Moments, # marginals at the potentials
     v:dict,    # direction: x (..., k, n, d), y (..., k, m, d), a (..., k, n), b (..., k, m)
 ) -> Tensor:   # (..., n, k), per unit of weight
     "First block of the linear system for the response of the potentials; zero directions cost nothing."
-    p, k, w = m.p, _count(v), 0.
-    if "x" in v and p.tau: w = w - p.tau * m.density[..., None] * torch.einsum("...nd,...knd->...nk", m.pull, v["x"])
+    p, k, w = m.p, _count(v), []
+    if "x" in v and p.tau: w.append(-p.tau*m.density[..., None]*torch.einsum("...nd,...knd->...nk", m.pull, v["x"]))
     if "y" in v:
-        V = torch.cat([v["y"], torch.einsum("...md,...kmd->...km", m.T.barycentre, v["y"])[..., None]], -1)
-        V = _stack(p.geom.apply(m.u, m.wide_v, _columns(V)), k)
-        w = w - 2*(torch.einsum("...nd,...knd->...nk", p.geom.x.double(), V[..., :-1]) - V[..., -1].mT)
-    if "b" in v: w = w - p.eps * p.geom.apply(m.u, m.v, v["b"].mT)
-    return w if isinstance(w, Tensor) else torch.zeros(*p.a.shape, k, dtype=p.a.dtype, device=p.a.device)
+        V = torch.cat([v["y"].movedim(-3, -2), torch.einsum("...md,...kmd->...mk", m.T.barycentre, v["y"])[..., None]], -1)
+        V = p.geom.apply(m.u, m.wide_v, V.flatten(-2)).unflatten(-1, (k, -1))
+        ends = lasting(m, "ends", lambda: torch.cat([-2*lifted(m.T)[..., :-1], 2*lifted(m.T)[..., -1:]], -1))
+        w.append(torch.einsum("...nq,...nkq->...nk", ends, V))
+    if "b" in v: w.append(-p.eps * p.geom.apply(m.u, m.v, v["b"].mT))
+    return sum(w[1:], w[0]) if w else torch.zeros(*p.a.shape, k, dtype=p.a.dtype, device=p.a.device)
 
 # %% ../nbs/06_hvp.ipynb #c6232a70
 SMALL = 4   # up to this dimension the covariances of the rows are computed once and kept
@@ -182,50 +201,59 @@ def covariance(
     m:Moments, # marginals at the potentials
 ) -> Tensor:   # (..., n, d, d), per unit of weight
     "`sum_j b_j K_ij (y_j - T_i)(y_j - T_i)^T` for every row, by one weighted pass a coordinate; remembered."
-    if "covariance" not in m.__dict__:
-        y, T = m.p.geom.y.double(), m.barycentre; n, d = T.shape[-2:]
+    def make():
+        T = m.barycentre; n, d = T.shape[-2:]; y = lifted(m)[..., :-1]
         A = torch.eye(d, dtype=T.dtype, device=T.device)[:, None, :].expand(*T.shape[:-2], d, n, d)
-        ones = torch.cat([y, torch.ones_like(y[..., :1])], -1)
         beta = torch.zeros(*y.shape[:-2], d, y.shape[-2], dtype=T.dtype, device=T.device)
-        out = m.p.geom.weighted(m.u, m.wide_v, A, y[..., None, :, :], -T.mT, beta, ones)
-        m.__dict__["covariance"] = (out[..., :-1] - T[..., None, :, :]*out[..., -1:]).movedim(-3, -2)
-    return m.__dict__["covariance"]
+        out = m.p.geom.weighted(m.u, m.wide_v, A, y[..., None, :, :], -T.mT, beta, lifted(m))
+        return (out[..., :-1] - T[..., None, :, :]*out[..., -1:]).movedim(-3, -2)
+    return lasting(m, "covariance", make)
 
+# %% ../nbs/06_hvp.ipynb #5a9d0c13
 def apply_points(
     m:Moments, v:dict,   # marginals, and direction as in `right_hand_side`
     z:Tensor, zT:Tensor, # (..., k, n), (..., k, m) response of the potentials
 ) -> Tensor: # (..., k, n, d)
     "Derivative along v of the gradient in the first cloud."
-    p, k, T = m.p, z.shape[-2], m.barycentre
-    y = p.geom.y.double(); d = y.shape[-1]
-    ones = torch.cat([y, torch.ones_like(y[..., :1])], -1)
-    times = lambda V, bias: _stack(p.geom.apply(m.u, bias, _columns(V)), k)
-    off = lambda t: t[..., :-1] - T[..., None, :, :]*t[..., -1:]            # sum_j P_ij (y_j - T_i) s_ij
+    p, k, T, d = m.p, z.shape[-2], m.barycentre, m.barycentre.shape[-1]
+    times = lambda V, bias: p.geom.apply(m.u, bias, V.flatten(-2)).unflatten(-1, (k, -1))                    # points first: (..., n, k, d)
+    ones = lambda t: t.mT[..., None]*lifted(m)[..., None, :]
+    off = lambda t: torch.addcmul(t[..., :-1], T[..., None, :], t[..., -1:], value=-1)                       # sum_j P_ij (y_j - T_i) s_ij
+    wide = lambda name, make: lasting(m, name, lambda: make()[..., None, None])
     local = "x" in v and "y" not in v and (d <= SMALL or d <= 2*SMALL and k >= d)   # a product with d x d matrices in place of a pass
     A, B, alpha, beta = _score(m, {} if local else v, z, zT)
-    if A: out = off(p.geom.weighted(m.u, m.wide_v, _cat(A), _cat(B), alpha, beta, ones))
-    else: out = off(times(beta[..., None]*ones[..., None, :, :], m.wide_v))
-    if local: out = out + 2*torch.einsum("...nde,...kne->...knd", covariance(m), v["x"])
-    out = -2/p.eps * out
-    if "x" in v: out = out + 2*m.density[..., None, :, None]*v["x"]
-    if "y" in v: out = out - 2*times(v["y"], m.wide_v)
-    if "b" in v: out = out - 2*off(times(v["b"][..., None]*ones[..., None, :, :], m.v))
-    out = p.a[..., None, :, None] * out                                     # all of it per unit of weight so far
+    if A: out = off(p.geom.weighted(m.u, m.wide_v, _cat(A), _cat(B), alpha, beta, lifted(m)).movedim(-3, -2))
+    else: out = off(times(ones(beta), m.wide_v))
+    size = wide("size", lambda: -2/p.eps*p.a)
+    if local: out = torch.addcmul(torch.einsum("...nde,...kne->...nkd", _local(m), v["x"]), size, out)
+    elif "x" in v: out = torch.addcmul(wide("stiff", lambda: 2*p.a*m.density)*v["x"].movedim(-3, -2), size, out)
+    else: out = size*out
+    if "y" in v: out = torch.addcmul(out, p.a[..., None, None], times(v["y"].movedim(-3, -2), m.wide_v), value=-2)
+    if "b" in v: out = torch.addcmul(out, p.a[..., None, None], off(times(ones(v["b"]), m.v)), value=-2)
     rdot = m.density[..., None, :]*v["a"] if "a" in v else 0.
     if p.tau: rdot = rdot - m.marginal[..., None, :]/p.rho_x*_fdot(m, v, z)
-    return out + rdot[..., None]*m.pull[..., None, :, :] if isinstance(rdot, Tensor) else out
+    return (out + rdot.mT[..., None]*m.pull[..., None, :] if isinstance(rdot, Tensor) else out).movedim(-2, -3)
+
+def _local(m): # (..., n, d, d) all that the motion of a point does to its own gradient at fixed potentials
+    def make():
+        eye = torch.eye(m.barycentre.shape[-1], dtype=m.p.a.dtype, device=m.p.a.device)
+        return m.p.a[..., None, None]*(2*m.density[..., None, None]*eye - 4/m.p.eps*covariance(m))
+    return lasting(m, "local", make)
+
+def _twice(m): return lasting(m, "twice", lambda: 2*lifted(m)[..., None, :, :-1])                            # one direction: (..., 1, m, d)
 
 def _score(m, v, z, zT): # s_ij as features of both sides and two biases
-    A, B, alpha, beta = [], [], torch.zeros_like(z), zT
+    A, B, alpha, beta = [], [], None, zT
     if "x" in v:
-        A, B = [2*v["x"]], [m.p.geom.y.double()[..., None, :, :]]
-        alpha = -2*torch.einsum("...nd,...knd->...kn", m.barycentre, v["x"])
+        A, B = [v["x"]], [_twice(m)]
+        alpha = torch.einsum("...nd,...knd->...kn", lasting(m, "means", lambda: -2*m.barycentre), v["x"])
     if "y" in v:
-        A, B = A + [2*m.p.geom.x.double()[..., None, :, :]], B + [v["y"]]
-        beta = beta - 2*torch.einsum("...md,...kmd->...km", m.T.barycentre, v["y"])
+        A, B = A + [_twice(m.T)], B + [v["y"]]; alpha = torch.zeros_like(z) if alpha is None else alpha
+        beta = beta + torch.einsum("...md,...kmd->...km", lasting(m.T, "means", lambda: -2*m.T.barycentre), v["y"])
     return A, B, alpha, beta
 
 def _cat(parts): # join the features of two scores, expanding the directions of the one that has none
+    if len(parts) == 1: return parts[0]
     k = max(t.shape[-3] for t in parts)
     return torch.cat([t.expand(*t.shape[:-3], k, *t.shape[-2:]) for t in parts], -1)
 
@@ -255,34 +283,35 @@ def hvp(
     same = p.symmetric and all(v.get(SWAP[k]) is t for k, t in v.items())   # one cloud, moved on both sides alike
     if p.balanced: v = {k: centred(t) if k in "ab" else t for k, t in v.items()}
     if same: v = {k: v[min(k, SWAP[k])] for k in names}
-    def before(*v):
-        v = dict(zip(names, v)); w = right_hand_side(m, v); ws = s.scale*w
-        if same: return w, w, ws, ws
-        wT = right_hand_side(m.T, mirror(v)); return w, wT, ws, s.T.scale*wT
+    moves = {"x": p.tau != 0, "y": True, "b": True}, {"y": p.T.tau != 0, "x": True, "a": True}   # what each block of the right-hand side sees
+    moved = [same or any(block.get(k) for k in names) for block in moves]; none = lasting(s, "none", lambda: p.a.new_zeros(()))
+    def before(*v): # a block that does not move is a single zero
+        v = dict(zip(names, v)); w = right_hand_side(m, v) if moved[0] else none
+        if same: ws = s.scale*w; return w, w, ws, ws
+        wT = right_hand_side(m.T, mirror(v)) if moved[1] else none
+        return w, wT, s.scale*w if moved[0] else none, s.T.scale*wT if moved[1] else none
     def after(w, wT, ws, wsT, x, y, *v):
-        v = dict(zip(names, v)); z, zT, left = closing(m, s, same, w, wT, ws, wsT, x, y)
+        v = dict(zip(names, v)); z, zT, *ends = closing(m, s, same, w, wT, ws, wsT, x, y)
         one = {"x": lambda: apply_points(m, v, z, zT), "a": lambda: apply_weights(m, v, z),
                "y": lambda: apply_points(m.T, mirror(v), zT, z), "b": lambda: apply_weights(m.T, mirror(v), zT)}
-        return left, *(one[k]() for k in out)
+        return *ends, *(one[k]() for k in out)
     run = getattr(p.geom, "recorded", lambda s, key, fn, *t: fn(*t))        # a geometry may replay what it has seen before
-    moves = {"x": p.tau != 0, "y": True, "b": True}, {"y": p.T.tau != 0, "x": True, "a": True}   # what each block of the right-hand side sees
-    def inner(rhs): return solver(*(t if any(moves[i].get(k) for k in names) else None for i, t in enumerate(rhs[2:])))
+    def inner(rhs): return solver(*(t if some else None for some, t in zip(moved, rhs[2:])))
     def all_of_it(*v): rhs = before(*v); return after(*rhs, *inner(rhs), *v)
     whole = getattr(p.geom, "whole_product", None)                          # ... or all of it, the solve included
     if whole and not same and (res := whole(s, (names, out), _count(v), all_of_it, solver, tuple(v.values()))): return dict(zip(out, res))
     rhs = run(s, ("before", names, same), before, *v.values()); x, y = inner(rhs)
-    left, *res = run(s, ("after", names, same, out), after, *rhs, x, y, *v.values())
-    if (info := getattr(solver, "info", None)) is not None and not same: info.residual = max(info.residual, left.item())
+    off, size, *res = run(s, ("after", names, same, out), after, *rhs, x, y, *v.values())
+    if (info := getattr(solver, "info", None)) is not None and not same: info.residual = max(info.residual, (off/size.clamp_min(torch.finfo(size.dtype).tiny)).max().item())
     return dict(zip(out, res))
 
 def closing(m, s, same, w, wT, ws, wsT, x, y):
-    "Response of both potentials, (..., k, n) and (..., k, m), and the largest relative residual: the closing half sweep, over the block that was solved for."
+    "Response of both potentials, (..., k, n) and (..., k, m), and norms (..., k) of the residual and of the right-hand side: the closing half sweep, over the block that was solved for."
     p, first = m.p, s.p.a.shape[-1] < s.p.b.shape[-1]             # was it the first block?
-    z, zT = (torch.where(t.root > 0, h/t.root, 0.) for t, h in ((s, x), (s.T, y)))
-    if same or first or not s.full: old, z = z, z if same and s.full else (w - p.geom.apply(m.u, m.wide_v, zT)) / s.alpha[..., None]
-    if same: return z.mT, z.mT, z.new_zeros(())
-    moved = s.root*(z - old) if first else None
-    old, zT = zT, (wT - m.T.p.geom.apply(m.v, m.T.wide_v, z)) / s.T.alpha[..., None]
-    norm = lambda t: torch.linalg.vector_norm(t, dim=-2)
-    left = norm(s.T.root*(zT - old) if moved is None else moved)/torch.hypot(norm(ws), norm(wsT)).clamp_min(torch.finfo(zT.dtype).tiny)
-    return z.mT, zT.mT, left.amax()
+    plain = lambda t, h: h*lasting(t, "inverse", lambda: torch.where(t.root > 0, 1/t.root, 0.))
+    z = plain(s, x) if s.full and (same or not first) else (w - p.geom.apply(m.u, m.wide_v, plain(s.T, y))) / s.alpha[..., None]
+    if same: return z.mT, z.mT, z.new_zeros(1), z.new_zeros(1)
+    zT = (wT - m.T.p.geom.apply(m.v, m.T.wide_v, z)) / s.T.alpha[..., None]
+    moved = torch.addcmul(x, s.root, z, value=-1) if first else torch.addcmul(y, s.T.root, zT, value=-1)
+    norm = lambda t: torch.linalg.vector_norm(t, dim=-2); size = [norm(t) for t in (ws, wsT) if t.ndim]
+    return z.mT, zT.mT, norm(moved), torch.hypot(*size) if len(size) > 1 else size[0]

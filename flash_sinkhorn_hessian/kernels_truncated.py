@@ -111,11 +111,16 @@ def columns_at(col_ptr, at, live, SHORT: tl.constexpr):
     else: j = j.to(tl.int64)
     return j
 
-@triton.jit(do_not_specialize=["n", "k", "chunks", "tiles", "per"])
-def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, gate_ptr, n, k, chunks, tiles, per,
-                R: tl.constexpr, KV: tl.constexpr, NE: tl.constexpr, SCALE: tl.constexpr, SUB: tl.constexpr, NEXT: tl.constexpr, DOTS: tl.constexpr, GATE: tl.constexpr, SHORT: tl.constexpr, FULL: tl.constexpr, F: tl.constexpr, G: tl.constexpr):
-    "Rows of a sparse matrix times columns. SCALE: by a factor of the row; SUB: subtracted from p; NEXT: the result times the factor once more; DOTS: partial products of the result with p and e. The next entries are on their way while these are gathered."
-    pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); tile = pid % tiles; c = tl.program_id(1)*KV + tl.arange(0, KV); has = c < k; wide = KV if FULL else k   # told when compiled, columns are read four at a time
+@triton.jit(do_not_specialize=["n", "k", "chunks", "tiles", "per", "width", "rows"])
+def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, gate_ptr, n, k, chunks, tiles, per, width, rows,
+                R: tl.constexpr, KV: tl.constexpr, NE: tl.constexpr, SCALE: tl.constexpr, SUB: tl.constexpr, NEXT: tl.constexpr, DOTS: tl.constexpr, GATE: tl.constexpr, SHORT: tl.constexpr, FULL: tl.constexpr, SPLIT: tl.constexpr, F: tl.constexpr, G: tl.constexpr, CHAIN: tl.constexpr):
+    "Rows of a sparse matrix times columns. SCALE: by a factor of the row; SUB: subtracted from p; NEXT: the result times the factor once more; DOTS: partial products of the result with p and e; SPLIT: columns, also those for the next product, stand in blocks of KV, and neighbouring programs take different ones. The next entries are on their way while these are gathered."
+    in_turn(CHAIN)
+    pid = tl.program_id(0); chunk = tl.program_id(1); own = tl.arange(0, KV)
+    if SPLIT: chunk = pid % chunks; pid = pid // chunks
+    b = (pid // tiles).to(tl.int64); tile = pid % tiles; c = chunk*KV + own; has = c < k
+    wide = KV if FULL else chunks*KV if SPLIT else k     # told when compiled, columns are read four at a time
+    if SPLIT: V_ptr += chunk.to(tl.int64)*width*KV; next_ptr += chunk.to(tl.int64)*rows*KV
     dot = tl.zeros([KV], tl.float64); dot_e = tl.zeros([KV], tl.float64)
     for g in range(per):
         i = (tile*per + g)*R + tl.arange(0, R); live = i < n; row = b*n + i
@@ -129,7 +134,7 @@ def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
             at += NE; ahead = at < end[:, None]
             j_next = columns_at(col_ptr, at, ahead, SHORT); w_next = tl.load(val_ptr + at, mask=ahead, other=0.0)
             if KV == 1: acc += w.to(tl.float64)*tl.load(V_ptr + j, mask=inside, other=0.0).to(tl.float64)
-            elif FULL: acc += w[:, :, None].to(F)*tl.load(V_ptr + (j*wide)[:, :, None] + c[None, None, :], mask=inside[:, :, None], other=0.0)
+            elif FULL or SPLIT: acc += w[:, :, None].to(F)*tl.load(V_ptr + (j*KV)[:, :, None] + own[None, None, :], mask=inside[:, :, None], other=0.0)
             else: acc += w[:, :, None].to(F)*tl.load(V_ptr + (j*wide)[:, :, None] + c[None, None, :], mask=inside[:, :, None] & has[None, None, :], other=0.0)
             inside = ahead; j = j_next; w = w_next
         if KV == 1: out = tl.sum(acc, 1)[:, None]
@@ -144,21 +149,21 @@ def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
             if DOTS:
                 dot += tl.sum(p*out, 0); dot_e += tl.sum(out*tl.load(e_ptr + row, mask=live, other=0.0)[:, None], 0)
         tl.store(out_ptr + cell, out, mask=ok)
-        if NEXT: tl.store(next_ptr + cell, (out*size[:, None]).to(F), mask=ok)
+        if NEXT: tl.store(next_ptr + (row[:, None]*KV + own[None, :] if SPLIT else cell), (out*size[:, None]).to(F), mask=ok)
     if DOTS:
         at = (b*tiles + tile)*2*k + c
         tl.store(dots_ptr + at, dot, mask=has); tl.store(dots_ptr + at + k, dot_e, mask=has)
 
 # %% ../nbs/15_kernels_truncated.ipynb #9a5330f1
 @triton.jit(do_not_specialize=["rows", "width", "ka", "kb", "k", "e", "q"])
-def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_ptr, V_ptr, last_ptr, out_ptr, rows, width, ka, kb, k, e, q,
-                    KD: tl.constexpr, KE: tl.constexpr, KQ: tl.constexpr, FE: tl.constexpr, FQ: tl.constexpr, LAST: tl.constexpr, NE: tl.constexpr, SHORT: tl.constexpr, F: tl.constexpr, G: tl.constexpr):
-    "sum_j val_ij (<A_i, B_j> + alpha_i + beta_j) V_j for one row and KD directions, which share B if they are several; LAST: one more column on its own; FE, FQ: one block holds all features, all columns."
+def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_ptr, V_ptr, last_ptr, scale_ptr, out_ptr, rows, width, ka, kb, k, e, q,
+                    KD: tl.constexpr, KE: tl.constexpr, KQ: tl.constexpr, FE: tl.constexpr, FQ: tl.constexpr, LAST: tl.constexpr, SCALE: tl.constexpr, NE: tl.constexpr, SHORT: tl.constexpr, F: tl.constexpr, G: tl.constexpr):
+    "sum_j val_ij (<A_i, B_j> + alpha_i + beta_j) V_j for one row and KD directions, which share B if they are several; LAST: one more column on its own; SCALE: by a factor of the row; FE, FQ: one block holds all features, all columns."
     row = tl.program_id(0).to(tl.int64); h = tl.program_id(1)*KD + tl.arange(0, KD); q0 = tl.program_id(2)*KQ; some = h < k; h = h.to(tl.int64)
     begin = tl.load(crow_ptr + row); end = tl.load(crow_ptr + row + 1); deep = KE if FE else e; wide = KQ if FQ else q
     ke = tl.arange(0, KE); kq = q0 + tl.arange(0, KQ); has = kq < q
     A = A_ptr + ((h % ka)*rows + row)*e; B = B_ptr + (tl.program_id(1).to(tl.int64)*KD % kb)*width*e
-    alpha = tl.load(alpha_ptr + h*rows + row, mask=some, other=0.0).to(F)
+    alpha = tl.load(alpha_ptr + row*k + h, mask=some, other=0.0).to(F)
     if KD == 1: acc = tl.zeros([NE, KQ], F)
     else: acc = tl.zeros([KQ, KD], F)
     last = tl.zeros([NE, KD], F)
@@ -181,15 +186,18 @@ def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_pt
         else: acc = tl.dot(tl.trans(v), w, acc, input_precision="ieee")
         if LAST: last += w*tl.load(last_ptr + j, mask=live, other=0.0)[:, None]
     if KD == 1: acc = tl.sum(acc, 0)[:, None]
-    out = out_ptr + (h*rows + row)*(q + LAST)
-    tl.store(out[None, :] + kq[:, None], acc.to(tl.float64), mask=has[:, None] & some[None, :])
-    if LAST: tl.store(out + q, tl.sum(last, 0).to(tl.float64), mask=some & (q0 == 0))
+    out = out_ptr + (h*rows + row)*(q + LAST); acc = acc.to(tl.float64); tail = tl.sum(last, 0).to(tl.float64)
+    if SCALE:
+        size = tl.load(scale_ptr + row)
+        acc *= size; tail *= size
+    tl.store(out[None, :] + kq[:, None], acc, mask=has[:, None] & some[None, :])
+    if LAST: tl.store(out + q, tail, mask=some & (q0 == 0))
 
 # %% ../nbs/15_kernels_truncated.ipynb #ded71ebb
 class TritonSparse(Sparse):
     "A sparse matrix whose products run in Triton; `problems` blocks on its diagonal; columns in sixteen bits where they fit."
     def __init__(self, crow, col, val, width, problems=1):
-        self.short, self.problems = width <= 1 << 16, problems
+        self.short, self.problems, self.known = width <= 1 << 16, problems, Remembered(4)
         super().__init__(crow, col.short() if self.short else col, val, width)
     @property
     def columns(self): return self.col.int() & 0xFFFF if self.short else self.col
@@ -198,25 +206,29 @@ class TritonSparse(Sparse):
         R, NE, W, most = cfg or ((1, 128, 1, 4096) if k <= 2 else (1, max(16, 1024//pow2(k, 64)), 4 if len(self.col) > 400*self.rows else 2, 2048)); n = self.rows//self.problems
         tiles = -(-n//R); per = -(-tiles//most)
         return R, NE, W, -(-tiles//per), per
+    few, block = 4, None                               # columns up to which a product is summed in double precision; columns of a block, where conjugate gradients for several keep them in blocks
     def __matmul__(self, V): return self.times(V)
-    def times(self, V, out=None, scale=None, p=None, e=None, next=None, dots=None, gate=None, cfg=None):
-        "(width, k) -> (rows, k) float64; see `spmm_kernel` for the options."
-        V = V.contiguous(); k = V.shape[1]; KV = pow2(k, 64); chunks = -(-k//KV); R, NE, W, tiles, per = self.tiling(k, cfg)
+    def times(self, V, out=None, scale=None, p=None, e=None, next=None, dots=None, gate=None, before=None, cfg=None):
+        "(width, k) -> (rows, k) float64; `before`: factors of the rows of V, which go to single precision if the matrix is and they are long; see `spmm_kernel` for the other options."
+        split = V.ndim == 3; k = V.shape[0]*V.shape[2] if split else V.shape[1]                              # (blocks, width, columns of a block)
+        if before is not None: V = torch.mul(before[:, None], V, out=torch.empty(V.shape, dtype=V.dtype if k <= self.few else self.val.dtype, device=V.device))
+        V = V.contiguous(); KV = V.shape[2] if split else pow2(k, 64); chunks = -(-k//KV); R, NE, W, tiles, per = self.tiling(k, cfg)
         if out is None: out = torch.empty(self.rows, k, dtype=torch.float64, device=V.device)
         or_ = lambda t, other: other if t is None else t
-        launch(spmm_kernel, (self.problems*tiles, chunks), self.crow, self.col, self.val, V, or_(scale, out), or_(p, out), or_(e, out), out, or_(next, V), or_(dots, out), or_(gate, self.crow),
-               self.rows//self.problems, k, chunks, tiles, per, warps=W, R=R, KV=KV, NE=NE, SCALE=scale is not None, SUB=p is not None, NEXT=next is not None, DOTS=dots is not None, GATE=gate is not None,
-               SHORT=self.short, FULL=KV == k, F=_F[V.dtype], G=_F[self.val.dtype])
+        launch(spmm_kernel, (self.problems*tiles*chunks,) if split else (self.problems*tiles, chunks), self.crow, self.col, self.val, V, or_(scale, out), or_(p, out), or_(e, out), out, or_(next, V), or_(dots, out), or_(gate, self.crow),
+               self.rows//self.problems, k, chunks, tiles, per, self.width, self.rows, warps=W, R=R, KV=KV, NE=NE, SCALE=scale is not None, SUB=p is not None, NEXT=next is not None, DOTS=dots is not None, GATE=gate is not None,
+               SHORT=self.short, FULL=KV == k, SPLIT=split, F=_F[V.dtype], G=_F[self.val.dtype], CHAIN=chained(out.device))
         return out
-    def weighted(self, A, B, alpha, beta, V, cfg=None):
+    def cast(self, t): return t.to(self.val.dtype).contiguous()
+    def weighted(self, A, B, alpha, beta, V, scale=None, cfg=None):
         "A (ka, rows, e), B (kb, width, e), alpha (k, rows), beta (k, width), V (width, q) -> (k, rows, q), see `weighted_kernel`."
         k, (e, q) = len(alpha), (A.shape[-1], V.shape[-1]); F = self.val.dtype; last = int(q > 1 and (q - 1) & (q - 2) == 0)
-        A, B, V, tail = (t.to(F).contiguous() for t in (A, B, V[:, :q-last], V[:, -1])); alpha, beta = alpha.contiguous(), beta.mT.to(F).contiguous()
+        V, tail = self.known("split", lambda V: (self.cast(V[:, :q-last]), self.cast(V[:, -1])), V); A, B, alpha, beta = self.cast(A), self.cast(B), alpha.mT.contiguous(), self.cast(beta.mT)
         KE, KQ = pow2(e, 64), pow2(q - last, 64); KD = 16 if k > 1 and len(B) == 1 and F == torch.float32 and min(KE, KQ) >= 16 else 1
         NE, W = cfg or ((64, 2) if KD > 1 else (16, 2) if e > 16 else (max(16, 2048//max(KE, KQ)), 4)); chunks = -(-(q - last)//KQ)
         out = torch.empty(k, self.rows, q, dtype=torch.float64, device=V.device)
-        launch(weighted_kernel, (self.rows, -(-k//KD), chunks), self.crow, self.col, self.val, A, B, alpha, beta, V, tail, out, self.rows, self.width, len(A), len(B), k, e, q - last,
-               warps=W, KD=KD, KE=KE, KQ=KQ, FE=KE == e, FQ=KQ == q - last, LAST=last, NE=NE, SHORT=self.short, F=_F[F], G=_F[F])
+        launch(weighted_kernel, (self.rows, -(-k//KD), chunks), self.crow, self.col, self.val, A, B, alpha, beta, V, tail, tail if scale is None else scale, out, self.rows, self.width, len(A), len(B), k, e, q - last,
+               warps=W, KD=KD, KE=KE, KQ=KQ, FE=KE == e, FQ=KQ == q - last, LAST=last, SCALE=scale is not None, NE=NE, SHORT=self.short, F=_F[F], G=_F[F])
         return out
 
 # %% ../nbs/15_kernels_truncated.ipynb #f1ae9113

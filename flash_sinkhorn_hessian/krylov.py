@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'ROOM', 'total', 'total_pair', 'dots_kernel',
-           'residual_kernel', 'direction_kernel', 'shares_kernel', 'total_kernel', 'SparseProducts', 'StreamedProducts',
-           'slices', 'WideProducts', 'account', 'DeviceCG', 'schur_cg', 'Replayed', 'recorded', 'WholeProduct',
-           'whole_product']
+           'start_kernel', 'residual_kernel', 'direction_kernel', 'shares_kernel', 'total_kernel', 'SparseProducts',
+           'StreamedProducts', 'slices', 'WideProducts', 'account', 'DeviceCG', 'schur_cg', 'Replayed', 'recorded',
+           'WholeProduct', 'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -53,8 +53,9 @@ def total_pair(ptr, P, k, has, BOTH: tl.constexpr, KC: tl.constexpr, BLOCK: tl.c
     return tl.sum(one, 0), tl.sum(two, 0)
 
 @triton.jit(do_not_specialize=_INTS)
-def dots_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, m, k, per, KC: tl.constexpr, BLOCK: tl.constexpr):
+def dots_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, m, k, per, KC: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "Partial products of q with p and e, KC columns at a time."
+    in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); c = tl.program_id(2)*KC + tl.arange(0, KC); has = c < k
     dot = tl.zeros([BLOCK, KC], tl.float64); dot_e = tl.zeros([BLOCK, KC], tl.float64)
     for h in range(per):
@@ -64,11 +65,35 @@ def dots_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, m, k, per, KC: tl.constexpr, BLOC
     out = dots_ptr + (b*tl.num_programs(0) + g)*2*k + c
     tl.store(out, tl.sum(dot, 0), mask=has); tl.store(out + k, tl.sum(dot_e, 0), mask=has)
 
+@triton.jit(do_not_specialize=_INTS)
+def start_kernel(rhs_ptr, e_ptr, dots_ptr, goal_ptr, r_ptr, x_ptr, p_ptr, U_ptr, norm_ptr, rr_ptr, table_ptr, gate_ptr, n, m, k, per, systems, NULL: tl.constexpr, KC: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
+    "Right-hand sides without e and of norm one, zero solutions and directions, and a table in which a step before the first would begin."
+    in_turn(CHAIN)
+    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); c = tl.program_id(2)*KC + tl.arange(0, KC); has = c < k; G = tl.num_programs(0)
+    square, off = total_pair(dots_ptr + b*G*2*k + c, G, k, has, NULL, KC, 256); left = square - off*off
+    size = tl.sqrt(tl.where(left < 1e-20*square, 1e-20*square, left)); some = size > 0; zero = tl.zeros([BLOCK, KC], tl.float64); acc = zero
+    for h in range(per):
+        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = (j < m)[:, None] & has[None, :]; i = (b*m + j)[:, None]*k + c[None, :]
+        r = tl.load(rhs_ptr + i, mask=live, other=0.0)
+        if NULL: r -= off[None, :]*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None]
+        r = tl.where(some[None, :], r/tl.where(some, size, 1.0)[None, :], 0.0); acc += r*r
+        tl.store(r_ptr + i, r, mask=live)
+        tl.store(x_ptr + i, zero, mask=live); tl.store(p_ptr + i, zero, mask=live)
+        tl.store(U_ptr + (b*n + j)[:, None]*k + c[None, :], zero, mask=(j < n)[:, None] & has[None, :])
+    tl.store(rr_ptr + (b*G + g)*k + c, tl.sum(acc, 0), mask=has)
+    if g == 0:
+        o = table_ptr + (systems + b*k + c)*8; none = tl.zeros([KC], tl.float64)
+        tl.store(o, none + float("inf"), mask=has); tl.store(o + 1, none + tl.load(goal_ptr), mask=has); tl.store(o + 2, none + float("inf"), mask=has); tl.store(o + 3, none, mask=has)
+        tl.store(o + 4, none - 1, mask=has); tl.store(o + 5, none, mask=has); tl.store(o + 6, tl.where(some, 1.0, none), mask=has); tl.store(o + 7, size, mask=has)
+        tl.store(norm_ptr + b*k + c, size, mask=has)
+        if (b == 0) & (tl.program_id(2) == 0): tl.store(gate_ptr, systems)
+
 # %% ../nbs/16_krylov.ipynb #7b1ea725
 @triton.jit(do_not_specialize=_INTS)
 def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, rp_ptr, rr_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, n, m, k, per, P, slot, systems, cap,
-                    NULL: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, KC: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr):
+                    NULL: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, KC: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "Step length; the solution moves along p, its image along u = N p, the residual along q; partial sums of its square. KM: its products with A times so many slow modes, in parts too; KEEP: p and q of the first system are stored for the next ones."
+    in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); c = tl.program_id(2)*KC + tl.arange(0, KC); has = c < k; G = tl.num_programs(0); wide = KC if FULL else k
     t = table_ptr + (slot*systems + b*k + c)*8; going = tl.load(t + 5, mask=has, other=1.0) == 0
     bend, off = total_pair(dots_ptr + b*P*2*k + c, P, k, has, NULL, KC, 2048 if KC == 1 else 256); good = going & (bend > 0)
@@ -103,8 +128,9 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
 # %% ../nbs/16_krylov.ipynb #d26a3f39
 @triton.jit(do_not_specialize=_INTS)
 def direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, rr_ptr, rp_ptr, table_ptr, gate_ptr, m, k, stride, patience, per, slot, systems,
-                     F: tl.constexpr, W: tl.constexpr, GP: tl.constexpr, KM: tl.constexpr, KC: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr):
-    "Turn p, conjugate to KM slow modes; `next` is p times the factors w, what the next product reads. The first program of a system keeps its account."
+                     F: tl.constexpr, W: tl.constexpr, GP: tl.constexpr, KM: tl.constexpr, GW: tl.constexpr, KC: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
+    "Turn p, conjugate to KM slow modes; `next` is p times the factors w, what the next product reads, in blocks of GW columns if that is not 0. The first program of a system keeps its account."
+    in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); c = tl.program_id(2)*KC + tl.arange(0, KC); has = c < k; G = tl.num_programs(0); wide = KC if FULL else k
     t = table_ptr + (slot*systems + b*k + c)*8; rr = tl.load(t, mask=has, other=1.0); state = tl.load(t + 5, mask=has, other=1.0); going = state == 0
     new = total(rr_ptr + b*G*k + c, G, k, has, KC, 256); good = going & (new >= 0); beta = tl.where(good, new/rr, 0.0)
@@ -125,7 +151,9 @@ def direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, rr_ptr, rp_
             p -= fix.to(tl.float64)
         tl.store(p_ptr + i, p, mask=live); acc += tl.where(live, r*p, 0.0)
         factor = tl.load(w_ptr + b*stride + j, mask=j < m, other=0.0)[:, None]
-        tl.store(next_ptr + (b*stride + j)[:, None]*wide + c[None, :], (p*factor).to(F), mask=live)
+        if GW: at = ((c//GW*tl.num_programs(1)*stride)[None, :] + (b*stride + j)[:, None])*GW + (c % GW)[None, :]
+        else: at = (b*stride + j)[:, None]*wide + c[None, :]
+        tl.store(next_ptr + at, (p*factor).to(F), mask=live)
     tl.store(rp_ptr + (b*G + g)*k + c, tl.sum(acc, 0), mask=has)
     if g == 0:
         goal = tl.load(t + 1, mask=has, other=0.0); best = tl.load(t + 2, mask=has, other=0.0); since = tl.load(t + 3, mask=has, other=0.0); steps = tl.load(t + 4, mask=has, other=0.0)
@@ -138,8 +166,9 @@ def direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, rr_ptr, rp_
         tl.atomic_add(gate_ptr, -tl.sum((going & (after != 0)).to(tl.int32), 0))
 
 @triton.jit(do_not_specialize=_INTS)
-def shares_kernel(part_ptr, out_ptr, G, k, KM: tl.constexpr, BLOCK: tl.constexpr):
+def shares_kernel(part_ptr, out_ptr, G, k, KM: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "Products of several residuals with the slow modes, their parts added."
+    in_turn(CHAIN)
     at = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK); b = tl.program_id(1).to(tl.int64); size = KM*k; acc = tl.zeros([BLOCK], tl.float32)
     for g in range(0, G, 32):
         part = g + tl.arange(0, 32)
@@ -147,8 +176,9 @@ def shares_kernel(part_ptr, out_ptr, G, k, KM: tl.constexpr, BLOCK: tl.constexpr
     tl.store(out_ptr + b*size + at, acc, mask=at < size)
 
 @triton.jit(do_not_specialize=_INTS)
-def total_kernel(part_ptr, w_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, n, NB, S, SUB: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
+def total_kernel(part_ptr, w_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, n, NB, S, SUB: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "Add the parts of row sums and apply the factors of the rows, and again for the next product; SUB: subtracted from p, and partial products of that with p and e."
+    in_turn(CHAIN)
     pid = tl.program_id(0); b = (pid // NB).to(tl.int64); i = pid % NB * BLOCK + tl.arange(0, BLOCK); live = i < n
     acc = tl.zeros([BLOCK], F)
     for s in range(0, S, 16):
@@ -171,7 +201,9 @@ class SparseProducts:
         g = s.p.geom; self.K, self.KT = g.kernel, g.T.kernel
         self.r, self.c = (s.bias - g.u0).exp().reshape(-1).contiguous(), (s.T.bias - g.v0).exp().reshape(-1).contiguous()
         dev, F = self.r.device, torch.float64 if k == 1 else self.K.val.dtype
-        self.next, self.mid = torch.empty(self.K.width, k, dtype=F, device=dev), torch.empty(self.K.rows, k, dtype=F, device=dev)
+        block = self.K.block; self.columns = block if block and k > block and k % block == 0 else 0
+        new = lambda rows: torch.empty(*((k//block, rows, block) if self.columns else (rows, k)), dtype=F, device=dev)
+        self.next, self.mid = new(self.K.width), new(self.K.rows)
         self.w, self.stride, self.P = self.c, s.p.b.shape[-1], self.KT.tiling(k)[3]
     def __call__(self, p, u, q, e, dots, gate):
         self.K.times(self.next, u, self.r, next=self.mid, gate=gate)
@@ -180,7 +212,7 @@ class SparseProducts:
 # %% ../nbs/16_krylov.ipynb #279d6b8a
 class StreamedProducts:
     "Products with N and its transpose for conjugate gradients, one column, streamed."
-    block, wait = 2, 12
+    block, wait, columns = 2, 12, 0
     def __init__(self, s, k):
         g = s.p.geom; self.s, self.sT = g.scores, g.scores.T
         self.bu, self.bv = g.flat(s.bias), g.flat(s.T.bias)
@@ -192,8 +224,8 @@ class StreamedProducts:
         if s.batch*s.x.blocks*s.y.blocks <= 128 and s.mode <= THREE and s.batch == 1: BM, BN, W, NS, want = 64, 128, 4, 2, 264
         tiles, per, S = parts(s, BM, BN, want); part = torch.empty(S, s.batch*tiles*BM, dtype=s.dtype, device=out.device)
         launch(marginal_kernel, (s.batch*tiles, S), s.x.left, s.x.low, s.y.right, s.y.low, bias, s.sqx, hi, x, part, x, out, _unit_par(out.device), bias, bias, hi, x, out,
-               s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, gate, warps=W, FUSE=False, COLS=False, GATE=True, SLOT=s.slot, SCALED=False, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=False)
-        launch(total_kernel, (s.batch*s.x.blocks,), part, w, out if p is None else p, out if e is None else e, out, w if nxt is None else nxt, dots, s.x.n, s.x.blocks, S, SUB=p is not None, F=s.F, BLOCK=BLOCK)
+               s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, gate, warps=W, FUSE=False, COLS=False, GATE=True, SLOT=s.slot, SCALED=False, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chained(out.device))
+        launch(total_kernel, (s.batch*s.x.blocks,), part, w, out if p is None else p, out if e is None else e, out, w if nxt is None else nxt, dots, s.x.n, s.x.blocks, S, SUB=p is not None, F=s.F, BLOCK=BLOCK, CHAIN=chained(out.device))
     def __call__(self, p, u, q, e, dots, gate):
         self._half(self.s, self.bu, self.v[0], self.next, self.u[1], None, None, u, self.mid, dots, gate)
         self._half(self.sT, self.bv, self.u[0], self.mid, self.v[1], p, e, q, None, dots, gate)
@@ -205,7 +237,7 @@ def slices(m, k=1):
 
 class WideProducts:
     "The same for several columns."
-    block, wait = 2, 12
+    block, wait, columns = 2, 12, 0
     def __init__(self, s, k):
         self.g = s.p.geom; dev = s.root.device; B = max(1, math.prod(self.g.batch)); self.k = k
         self.u, self.v = s.bias.contiguous(), s.T.bias.contiguous()
@@ -215,7 +247,7 @@ class WideProducts:
         shape = lambda t: t.reshape(*self.g.batch, -1, self.k)
         u.copy_(_product(self.g, self.u, self.v, shape(self.next)).reshape(u.shape))
         torch.sub(p, _product(self.g.T, self.v, self.u, shape(u)).reshape(p.shape), out=q)
-        launch(dots_kernel, (self.P, len(p), -(-self.k//16)), p, q, e, dots, p.shape[1], self.k, self.per, KC=16, BLOCK=self.size)
+        launch(dots_kernel, (self.P, len(p), -(-self.k//16)), p, q, e, dots, p.shape[1], self.k, self.per, KC=16, BLOCK=self.size, CHAIN=chained(q.device))
 
 # %% ../nbs/16_krylov.ipynb #b8046bc9
 def account(
@@ -236,15 +268,19 @@ class DeviceCG:
         kind = SparseProducts if isinstance(p.geom, TruncatedGeometry) else StreamedProducts if k == 1 else WideProducts
         self.s, self.prod, self.k, self.B = weakref.proxy(s), kind(s, k), k, B       # the system holds this solver
         new = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=dev)
-        self.x, self.r, self.p, self.q, self.U, self.u = *(new(B, self.m, k) for _ in range(4)), new(B, self.n, k), new(B, self.n, k)
-        self.rhs, self.goal = new(B, self.m, k), new(1)
+        h, l = self.m + self.m % 2, self.n + self.n % 2; self.pqu = new(2*h + l, B*k)                       # one array, as `SlowModes.stack` is
+        cut = lambda at, rows: self.pqu[at:].flatten()[:B*rows*k].view(B, rows, k); self.p, self.q, self.u = cut(0, self.m), cut(h, self.m), cut(2*h, self.n)
+        self.x, self.r, self.rhs, self.U, self.norm = *(new(B, self.m, k) for _ in range(3)), new(B, self.n, k), new(B, 1, k)
         self.G, self.per, self.size = slices(max(self.n, self.m), k); self.KC = 1 if k == 1 else 16; self.gate = torch.zeros(1, dtype=torch.int32, device=dev)
         self.table, self.rr, self.rp, self.dots = new(2, B*k, 8), new(B, self.G, k), new(B, self.G, k), new(B, self.prod.P, 2, k)
+        self.parts, self.first = new(B, self.G, 2, k), (new(B, 1, 2, k), new(B, self.G, k))      # of the start: a step of length one along a direction in the span of the slow modes
+        for t in self.first: t[:, 0].view(B, -1)[:, :k] = 1
         self.null = new(B, self.m) if s.T.null is None else s.T.null.reshape(B, self.m).contiguous(); self.balanced = s.T.null is not None
         self.modes, self.W, self.kept, self.last = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8
-        self.blind = 0                                   # blocks to run without looking, while a whole product is recorded
+        self.goals, self.chain = {}, chained(dev)         # squares of tolerances, on the device
+        self.blind = 0                                   # steps to take without looking, while a whole product is recorded
         self._fresh()
-    def _fresh(self): self.graph = self.starter = None; self.blocks = 0             # nothing recorded
+    def _fresh(self): self.graph, self.starters, self.blocks = None, {}, 0          # nothing recorded
     def _adopt(self):
         "Take over what has been learnt, and room for the directions of this solve if there is more to learn."
         if self.modes is None: return
@@ -257,28 +293,35 @@ class DeviceCG:
             self.rows, self.A_rows = rows(W), rows(self.modes.AW); self.c = torch.zeros(self.B, self.G, len(self.rows), self.k, device=W.device); self.share = self.c if self.k == 1 else torch.zeros_like(self.c[:, 0])
     def _both(self, t): Nt = self.s.N(t); return self.s.T.project(t - self.s.T.N(Nt)), Nt
     def _step(self, slot):
-        m, k, B, w, r = self.m, self.k, self.B, self.prod, self.r
-        fix, keep = self.W is not None, self.kept is not None
-        AW, W, c, KM = (self.A_rows, self.rows, self.c, len(self.rows)) if fix else (r, r, r, 0); P, Q, cap = (*self.kept, self.kept.shape[1]) if keep else (r, r, 0)
-        w(self.p, self.u, self.q, self.null, self.dots, self.gate)
-        grid, shape = (self.G, B, -(-k//self.KC)), dict(KC=self.KC, FULL=k == self.KC, BLOCK=self.size, warps=4 if k == 1 else 8)
-        launch(residual_kernel, grid, self.x, r, self.p, self.q, self.null, self.U, self.u, self.dots, self.rp, self.rr, self.table, AW, c, P, Q,
-               self.n, m, k, self.per, w.P, slot, B*k, cap, NULL=self.balanced, KM=KM, KEEP=keep, **shape)
-        if fix and k > 1: launch(shares_kernel, (-(-KM*k//64), B), c, self.share, self.G, k, KM=KM, BLOCK=64)
-        launch(direction_kernel, grid, r, self.p, W, self.share if fix else c, w.w, w.next, self.rr, self.rp, self.table, self.gate, m, k, w.stride, 150, self.per, slot, B*k,
-               F=_F[w.next.dtype], W=_F[w.w.dtype], GP=max(16, 1 << (self.G - 1).bit_length()), KM=KM, **shape)
+        self.prod(self.p, self.u, self.q, self.null, self.dots, self.gate)
+        self._move(slot, self.dots, self.rp, self.prod.P, self.kept is not None); self._turn(slot)
+    def _grid(self): return (self.G, self.B, -(-self.k//self.KC)), dict(KC=self.KC, FULL=self.k == self.KC, BLOCK=self.size, CHAIN=self.chain, warps=4 if self.k == 1 else 8)
+    def _move(self, slot, dots, rp, P, keep):
+        "A step along p."
+        k, r, (grid, shape) = self.k, self.r, self._grid()
+        AW, c, KM = (self.A_rows, self.c, len(self.rows)) if self.W is not None else (r, r, 0); kp, kq, cap = (*self.kept, self.kept.shape[1]) if keep else (r, r, 0)
+        launch(residual_kernel, grid, self.x, r, self.p, self.q, self.null, self.U, self.u, dots, rp, self.rr, self.table, AW, c, kp, kq,
+               self.n, self.m, k, self.per, P, slot, self.B*k, cap, NULL=self.balanced, KM=KM, KEEP=keep, **shape)
+    def _turn(self, slot):
+        "A new p, and the account."
+        k, r, w, (grid, shape) = self.k, self.r, self.prod, self._grid()
+        W, share, KM = (self.rows, self.share, len(self.rows)) if self.W is not None else (r, r, 0)
+        if KM and k > 1: launch(shares_kernel, (-(-KM*k//64), self.B), self.c, share, self.G, k, KM=KM, BLOCK=64, CHAIN=self.chain)
+        launch(direction_kernel, grid, r, self.p, W, share, w.w, w.next, self.rr, self.rp, self.table, self.gate, self.m, k, w.stride, 150, self.per, slot, self.B*k,
+               F=_F[w.next.dtype], W=_F[w.w.dtype], GP=max(16, 1 << (self.G - 1).bit_length()), KM=KM, GW=w.columns, **shape)
     def _block(self):
         for t in range(self.prod.block): self._step(t % 2)
-    def _start(self):
-        "From right-hand sides and tolerance in their buffers to the first direction; nothing here waits for the host."
-        size = torch.linalg.vector_norm(self.rhs, dim=1, keepdim=True); self.r.copy_(torch.where(size > 0, self.rhs/size, 0.))
-        self.x.zero_(); self.U.zero_(); self.p.copy_(self.r); self.norm = size
-        if self.W is not None:
-            x, U, r = self.modes.start(self.r[0]); self.x.copy_(x[None]); self.U.copy_(U[None]); self.r.copy_(r[None]); self.p.copy_((r - self.modes.fix(r))[None])
-        rr = self.r.square().sum(1).flatten(); goal = self.goal.expand_as(rr); done = (~(rr > goal)).double(); zero = torch.zeros_like(rr)
-        self.table[0].copy_(torch.stack([rr, goal, zero + math.inf, zero, zero, done, torch.where(size > 0, 1., 0.).flatten(), size.flatten()], 1))
-        self.gate.copy_((len(rr) - done.sum()).int()); self.rp.zero_(); self.rp[:, 0] = (self.r*self.p).sum(1)
-        self.prod.next.reshape(self.B, self.prod.stride, self.k)[:, :self.m].copy_(self.p*self.prod.w.reshape(self.B, -1)[:, :self.m, None])
+    def goal(self, tol):
+        if tol not in self.goals: self.goals[tol] = torch.full((1,), tol**2, dtype=torch.float64, device=self.x.device)
+        return self.goals[tol]
+    def _start(self, rhs, goal):
+        "From right-hand sides and tolerance to the first direction; nothing here waits for the host."
+        grid, shape = self._grid(); shape = {name: shape[name] for name in ("KC", "BLOCK", "CHAIN")}
+        launch(dots_kernel, grid, rhs, rhs, self.null, self.parts, self.m, self.k, self.per, **shape)
+        launch(start_kernel, grid, rhs, self.null, self.parts, goal, self.r, self.x, self.p, self.U, self.norm, self.rr, self.table, self.gate,
+               self.n, self.m, self.k, self.per, self.B*self.k, NULL=self.balanced, **shape)
+        if self.W is not None: torch.mm(self.modes.stack, self.modes.D @ self.r[0], out=self.pqu); self._move(1, *self.first, 1, False)
+        self._turn(1)
     def _recorded(self): return self.blocks >= self.prod.wait and self.x.is_cuda and not INTERPRETED
     def _go(self, blocks):
         for _ in range(blocks):
@@ -289,15 +332,18 @@ class DeviceCG:
             self.blocks += 1
     def __call__(self, rhs, tol, max_iter):
         "Solve for (B, m, k) right-hand sides: solution, N times the solution, SolveInfo."
+        if not rhs.is_contiguous() or rhs.data_ptr() % 16: rhs = self.rhs.copy_(rhs)
         if self.blind:
-            self.rhs.copy_(rhs); self.goal.fill_(tol**2); self._start()
-            for _ in range(self.blind): self._block()
+            self._start(rhs, self.goal(tol))
+            for t in range(self.blind): self._step(t % 2)
             return self.x*self.norm, self.U*self.norm, None
-        self._adopt(); self.rhs.copy_(rhs); self.goal.fill_(tol**2)
-        if not self._recorded(): self._start()
+        self._adopt()
+        goal = self.goal(tol)
+        if not self._recorded(): self._start(rhs, goal)
         else:
-            if self.starter is None: self.starter, _ = capture(self._start)
-            self.starter.replay()
+            self.rhs.copy_(rhs)
+            if tol not in self.starters: self.starters[tol], _ = capture(lambda: self._start(self.rhs, goal))
+            self.starters[tol].replay()
         steps, todo = 0, min(self.last, max_iter)
         while True:
             blocks = -(-todo//self.prod.block); self._go(blocks); steps += blocks*self.prod.block
@@ -350,26 +396,27 @@ def recorded(s, key, fn, *tensors):
 
 class WholeProduct:
     "A product from end to end as one CUDA graph: what comes before the solve, as many steps as it is expected to take, and what comes after."
-    def __init__(self, s, cg, fn, tensors):
+    def __init__(self, s, cg, fn, tensors, tol):
         g = getattr(s.p.geom, "parent", s.p.geom); self.cg, self.W, self.inputs = cg, cg.W, [t.clone() for t in tensors]
-        cg.blind = -(-(cg.last + cg.last//16 + 1)//cg.prod.block)
+        cg.blind = steps = cg.last + cg.last//16 + 1; cg.goal(tol)
         def run():
-            left, *out = fn(*self.inputs)
-            return out, torch.cat([cg.table[0].flatten(), left.reshape(1)])
+            off, size, *out = fn(*self.inputs)
+            return out, torch.cat([cg.table[steps % 2].flatten(), off.flatten(), size.flatten()])
         try: self.graph, (self.out, self.stats) = capture(run)
         finally: cg.blind = 0
         self.alive = [list(g._known), list(g.T._known)]
     def __call__(self, tensors, solver):
         for mine, t in zip(self.inputs, tensors): mine.copy_(t)
-        self.graph.replay(); stats = self.stats.cpu(); table = stats[:-1].reshape(-1, 8)
+        self.graph.replay(); systems = self.cg.B*self.cg.k
+        table, off, size = self.stats.cpu().split([8*systems, systems, systems]); table = table.view(-1, 8)
         if not (table[:, STATE] == 1).all(): return None
-        solver.info = account(table, solver.tol); solver.info.residual = max(solver.info.residual, stats[-1].item())
+        solver.info = account(table, solver.tol); solver.info.residual = max(solver.info.residual, (off/size.clamp_min(1e-300)).max().item())
         return [t.clone() for t in self.out]
 
 def whole_product(
     s, key, k:int,      # system, what is asked of it, directions
     fn, solver, tensors # function of the tensors with one solve in it, and the solver
-): # its results, but for the first, a residual; None where that cannot be recorded (yet), or did not converge
+): # its results, but for the first two, norms of a residual and a right-hand side; None where that cannot be recorded (yet), or did not converge
     "`fn(*tensors)` in one launch and one look, once solves at this system have settled down to a few steps."
     if not tensors[0].is_cuda or INTERPRETED or not isinstance(solver, ConjugateGradients) or isinstance(solver.ridge, Tensor) or solver.ridge or max(t.numel() for t in tensors) > ROOM: return None
     cg = (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
@@ -377,7 +424,7 @@ def whole_product(
     kept = s.__dict__.setdefault("_whole", {}); key = key + (k, solver.tol)
     if len(kept) > 8: kept.clear()
     run = kept.get(key)
-    if run is None or run.cg is not cg or run.W is not cg.W: run = kept[key] = WholeProduct(s, cg, fn, tensors)
+    if run is None or run.cg is not cg or run.W is not cg.W: run = kept[key] = WholeProduct(s, cg, fn, tensors, solver.tol)
     if (out := run(tensors, solver)) is None: kept.pop(key)     # more steps than expected: the usual road, and a new recording next time
     return out
 
