@@ -79,7 +79,7 @@ def rehearse(s:Scores):
             for other in other_sizes(s):
                 if not threading.main_thread().is_alive(): return
                 with rehearsal(2): half_steps(other)
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work).start()   # not a daemon: a process that ends inside the compiler is aborted; this one stops after the size at hand
 
 # %% ../nbs/14_triton.ipynb #340219c6
 def _here(method):

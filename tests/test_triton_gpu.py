@@ -63,6 +63,13 @@ def test_products_that_look_ahead():
     from flash_sinkhorn_hessian import kernels_plan
     assert ahead == (12 if kernels_plan.gluon and torch.cuda.get_device_capability()[0] == 9 else 0)
 
+def test_a_script_may_end_while_kernels_compile():
+    import subprocess, tempfile
+    code = "import torch, flash_sinkhorn_hessian as f; x = torch.rand(3000, 3, device='cuda'); print(f.solve(x, x + .1, eps=.05).value.item())"
+    with tempfile.TemporaryDirectory() as cache:
+        r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"TRITON_CACHE_DIR": cache}, timeout=200)
+    assert r.returncode == 0 and "terminate" not in r.stderr, (r.returncode, r.stderr[-1500:])
+
 def test_a_new_size_compiles_nothing():
     from flash_sinkhorn_hessian.triton_geometry import TritonGeometry
     def run(n):
@@ -71,4 +78,4 @@ def test_a_new_size_compiles_nothing():
     run(3000); assert max(run(3001), run(3537), run(5000)) < .1
 
 if __name__ == "__main__":
-    for test in (test_interface, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_recorded_loop_and_products, test_products_that_look_ahead, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
+    for test in (test_interface, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_recorded_loop_and_products, test_products_that_look_ahead, test_a_script_may_end_while_kernels_compile, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
