@@ -111,16 +111,12 @@ def columns_at(col_ptr, at, live, SHORT: tl.constexpr):
     else: j = j.to(tl.int64)
     return j
 
-@triton.jit(do_not_specialize=["n", "k", "chunks", "tiles", "per", "width", "rows"])
-def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, gate_ptr, n, k, chunks, tiles, per, width, rows,
-                R: tl.constexpr, KV: tl.constexpr, NE: tl.constexpr, SCALE: tl.constexpr, SUB: tl.constexpr, NEXT: tl.constexpr, DOTS: tl.constexpr, GATE: tl.constexpr, SHORT: tl.constexpr, FULL: tl.constexpr, SPLIT: tl.constexpr, F: tl.constexpr, G: tl.constexpr, CHAIN: tl.constexpr):
-    "Rows of a sparse matrix times columns. SCALE: by a factor of the row; SUB: subtracted from p; NEXT: the result times the factor once more; DOTS: partial products of the result with p and e; SPLIT: columns, also those for the next product, stand in blocks of KV, and neighbouring programs take different ones. The next entries are on their way while these are gathered."
+@triton.jit(do_not_specialize=["n", "k", "chunks", "tiles", "per"])
+def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, gate_ptr, n, k, chunks, tiles, per,
+                R: tl.constexpr, KV: tl.constexpr, NE: tl.constexpr, SCALE: tl.constexpr, SUB: tl.constexpr, NEXT: tl.constexpr, DOTS: tl.constexpr, GATE: tl.constexpr, SHORT: tl.constexpr, FULL: tl.constexpr, F: tl.constexpr, G: tl.constexpr, CHAIN: tl.constexpr):
+    "Rows of a sparse matrix times columns. SCALE: by a factor of the row; SUB: subtracted from p; NEXT: the result times the factor once more; DOTS: partial products of the result with p and e. The next entries are on their way while these are gathered."
     in_turn(CHAIN)
-    pid = tl.program_id(0); chunk = tl.program_id(1); own = tl.arange(0, KV)
-    if SPLIT: chunk = pid % chunks; pid = pid // chunks
-    b = (pid // tiles).to(tl.int64); tile = pid % tiles; c = chunk*KV + own; has = c < k
-    wide = KV if FULL else chunks*KV if SPLIT else k     # told when compiled, columns are read four at a time
-    if SPLIT: V_ptr += chunk.to(tl.int64)*width*KV; next_ptr += chunk.to(tl.int64)*rows*KV
+    pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); tile = pid % tiles; c = tl.program_id(1)*KV + tl.arange(0, KV); has = c < k; wide = KV if FULL else k   # told when compiled, columns are read four at a time
     dot = tl.zeros([KV], tl.float64); dot_e = tl.zeros([KV], tl.float64)
     for g in range(per):
         i = (tile*per + g)*R + tl.arange(0, R); live = i < n; row = b*n + i
@@ -134,7 +130,7 @@ def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
             at += NE; ahead = at < end[:, None]
             j_next = columns_at(col_ptr, at, ahead, SHORT); w_next = tl.load(val_ptr + at, mask=ahead, other=0.0)
             if KV == 1: acc += w.to(tl.float64)*tl.load(V_ptr + j, mask=inside, other=0.0).to(tl.float64)
-            elif FULL or SPLIT: acc += w[:, :, None].to(F)*tl.load(V_ptr + (j*KV)[:, :, None] + own[None, None, :], mask=inside[:, :, None], other=0.0)
+            elif FULL: acc += w[:, :, None].to(F)*tl.load(V_ptr + (j*wide)[:, :, None] + c[None, None, :], mask=inside[:, :, None], other=0.0)
             else: acc += w[:, :, None].to(F)*tl.load(V_ptr + (j*wide)[:, :, None] + c[None, None, :], mask=inside[:, :, None] & has[None, None, :], other=0.0)
             inside = ahead; j = j_next; w = w_next
         if KV == 1: out = tl.sum(acc, 1)[:, None]
@@ -149,7 +145,7 @@ def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
             if DOTS:
                 dot += tl.sum(p*out, 0); dot_e += tl.sum(out*tl.load(e_ptr + row, mask=live, other=0.0)[:, None], 0)
         tl.store(out_ptr + cell, out, mask=ok)
-        if NEXT: tl.store(next_ptr + (row[:, None]*KV + own[None, :] if SPLIT else cell), (out*size[:, None]).to(F), mask=ok)
+        if NEXT: tl.store(next_ptr + cell, (out*size[:, None]).to(F), mask=ok)
     if DOTS:
         at = (b*tiles + tile)*2*k + c
         tl.store(dots_ptr + at, dot, mask=has); tl.store(dots_ptr + at + k, dot_e, mask=has)
@@ -206,18 +202,18 @@ class TritonSparse(Sparse):
         R, NE, W, most = cfg or ((1, 128, 1, 4096) if k <= 2 else (1, max(16, 1024//pow2(k, 64)), 4 if len(self.col) > 400*self.rows else 2, 2048)); n = self.rows//self.problems
         tiles = -(-n//R); per = -(-tiles//most)
         return R, NE, W, -(-tiles//per), per
-    few, block = 4, None                               # columns up to which a product is summed in double precision; columns of a block, where conjugate gradients for several keep them in blocks
+    few = 4                                            # columns up to which a product is summed in double precision
     def __matmul__(self, V): return self.times(V)
     def times(self, V, out=None, scale=None, p=None, e=None, next=None, dots=None, gate=None, before=None, cfg=None):
         "(width, k) -> (rows, k) float64; `before`: factors of the rows of V, which go to single precision if the matrix is and they are long; see `spmm_kernel` for the other options."
-        split = V.ndim == 3; k = V.shape[0]*V.shape[2] if split else V.shape[1]                              # (blocks, width, columns of a block)
+        k = V.shape[1]
         if before is not None: V = torch.mul(before[:, None], V, out=torch.empty(V.shape, dtype=V.dtype if k <= self.few else self.val.dtype, device=V.device))
-        V = V.contiguous(); KV = V.shape[2] if split else pow2(k, 64); chunks = -(-k//KV); R, NE, W, tiles, per = self.tiling(k, cfg)
+        V = V.contiguous(); KV = pow2(k, 64); chunks = -(-k//KV); R, NE, W, tiles, per = self.tiling(k, cfg)
         if out is None: out = torch.empty(self.rows, k, dtype=torch.float64, device=V.device)
         or_ = lambda t, other: other if t is None else t
-        launch(spmm_kernel, (self.problems*tiles*chunks,) if split else (self.problems*tiles, chunks), self.crow, self.col, self.val, V, or_(scale, out), or_(p, out), or_(e, out), out, or_(next, V), or_(dots, out), or_(gate, self.crow),
-               self.rows//self.problems, k, chunks, tiles, per, self.width, self.rows, warps=W, R=R, KV=KV, NE=NE, SCALE=scale is not None, SUB=p is not None, NEXT=next is not None, DOTS=dots is not None, GATE=gate is not None,
-               SHORT=self.short, FULL=KV == k, SPLIT=split, F=_F[V.dtype], G=_F[self.val.dtype], CHAIN=chained(out.device))
+        launch(spmm_kernel, (self.problems*tiles, chunks), self.crow, self.col, self.val, V, or_(scale, out), or_(p, out), or_(e, out), out, or_(next, V), or_(dots, out), or_(gate, self.crow),
+               self.rows//self.problems, k, chunks, tiles, per, warps=W, R=R, KV=KV, NE=NE, SCALE=scale is not None, SUB=p is not None, NEXT=next is not None, DOTS=dots is not None, GATE=gate is not None,
+               SHORT=self.short, FULL=KV == k, F=_F[V.dtype], G=_F[self.val.dtype], CHAIN=chained(out.device))
         return out
     def cast(self, t): return t.to(self.val.dtype).contiguous()
     def weighted(self, A, B, alpha, beta, V, scale=None, cfg=None):

@@ -128,8 +128,8 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
 # %% ../nbs/16_krylov.ipynb #d26a3f39
 @triton.jit(do_not_specialize=_INTS)
 def direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, rr_ptr, rp_ptr, table_ptr, gate_ptr, m, k, stride, patience, per, slot, systems,
-                     F: tl.constexpr, W: tl.constexpr, GP: tl.constexpr, KM: tl.constexpr, GW: tl.constexpr, KC: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
-    "Turn p, conjugate to KM slow modes; `next` is p times the factors w, what the next product reads, in blocks of GW columns if that is not 0. The first program of a system keeps its account."
+                     F: tl.constexpr, W: tl.constexpr, GP: tl.constexpr, KM: tl.constexpr, KC: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
+    "Turn p, conjugate to KM slow modes; `next` is p times the factors w, what the next product reads. The first program of a system keeps its account."
     in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); c = tl.program_id(2)*KC + tl.arange(0, KC); has = c < k; G = tl.num_programs(0); wide = KC if FULL else k
     t = table_ptr + (slot*systems + b*k + c)*8; rr = tl.load(t, mask=has, other=1.0); state = tl.load(t + 5, mask=has, other=1.0); going = state == 0
@@ -151,9 +151,7 @@ def direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, rr_ptr, rp_
             p -= fix.to(tl.float64)
         tl.store(p_ptr + i, p, mask=live); acc += tl.where(live, r*p, 0.0)
         factor = tl.load(w_ptr + b*stride + j, mask=j < m, other=0.0)[:, None]
-        if GW: at = ((c//GW*tl.num_programs(1)*stride)[None, :] + (b*stride + j)[:, None])*GW + (c % GW)[None, :]
-        else: at = (b*stride + j)[:, None]*wide + c[None, :]
-        tl.store(next_ptr + at, (p*factor).to(F), mask=live)
+        tl.store(next_ptr + (b*stride + j)[:, None]*wide + c[None, :], (p*factor).to(F), mask=live)
     tl.store(rp_ptr + (b*G + g)*k + c, tl.sum(acc, 0), mask=has)
     if g == 0:
         goal = tl.load(t + 1, mask=has, other=0.0); best = tl.load(t + 2, mask=has, other=0.0); since = tl.load(t + 3, mask=has, other=0.0); steps = tl.load(t + 4, mask=has, other=0.0)
@@ -201,9 +199,7 @@ class SparseProducts:
         g = s.p.geom; self.K, self.KT = g.kernel, g.T.kernel
         self.r, self.c = (s.bias - g.u0).exp().reshape(-1).contiguous(), (s.T.bias - g.v0).exp().reshape(-1).contiguous()
         dev, F = self.r.device, torch.float64 if k == 1 else self.K.val.dtype
-        block = self.K.block; self.columns = block if block and k > block and k % block == 0 else 0
-        new = lambda rows: torch.empty(*((k//block, rows, block) if self.columns else (rows, k)), dtype=F, device=dev)
-        self.next, self.mid = new(self.K.width), new(self.K.rows)
+        self.next, self.mid = torch.empty(self.K.width, k, dtype=F, device=dev), torch.empty(self.K.rows, k, dtype=F, device=dev)
         self.w, self.stride, self.P = self.c, s.p.b.shape[-1], self.KT.tiling(k)[3]
     def __call__(self, p, u, q, e, dots, gate):
         self.K.times(self.next, u, self.r, next=self.mid, gate=gate)
@@ -212,7 +208,7 @@ class SparseProducts:
 # %% ../nbs/16_krylov.ipynb #279d6b8a
 class StreamedProducts:
     "Products with N and its transpose for conjugate gradients, one column, streamed."
-    block, wait, columns = 2, 12, 0
+    block, wait = 2, 12
     def __init__(self, s, k):
         g = s.p.geom; self.s, self.sT = g.scores, g.scores.T
         self.bu, self.bv = g.flat(s.bias), g.flat(s.T.bias)
@@ -237,7 +233,7 @@ def slices(m, k=1):
 
 class WideProducts:
     "The same for several columns."
-    block, wait, columns = 2, 12, 0
+    block, wait = 2, 12
     def __init__(self, s, k):
         self.g = s.p.geom; dev = s.root.device; B = max(1, math.prod(self.g.batch)); self.k = k
         self.u, self.v = s.bias.contiguous(), s.T.bias.contiguous()
@@ -308,7 +304,7 @@ class DeviceCG:
         W, share, KM = (self.rows, self.share, len(self.rows)) if self.W is not None else (r, r, 0)
         if KM and k > 1: launch(shares_kernel, (-(-KM*k//64), self.B), self.c, share, self.G, k, KM=KM, BLOCK=64, CHAIN=self.chain)
         launch(direction_kernel, grid, r, self.p, W, share, w.w, w.next, self.rr, self.rp, self.table, self.gate, self.m, k, w.stride, 150, self.per, slot, self.B*k,
-               F=_F[w.next.dtype], W=_F[w.w.dtype], GP=max(16, 1 << (self.G - 1).bit_length()), KM=KM, GW=w.columns, **shape)
+               F=_F[w.next.dtype], W=_F[w.w.dtype], GP=max(16, 1 << (self.G - 1).bit_length()), KM=KM, **shape)
     def _block(self):
         for t in range(self.prod.block): self._step(t % 2)
     def goal(self, tol):
