@@ -50,18 +50,37 @@ def compiled(job):
         assert k.asm["ptx"].count("griddepcontrol.wait") == 1
     return kernel.__name__
 
-modes = [everything(d, eps).mode for d, eps in eval(sys.argv[1])]
+def gradients(dtype, rho, k, short):
+    "The start and a block of steps of conjugate gradients for k columns, on all pairs or on few of them."
+    from dataclasses import replace
+    from flash_sinkhorn_hessian import krylov, triton_geometry
+    from flash_sinkhorn_hessian.core import random_problem
+    from flash_sinkhorn_hessian.dual_energy import DenseGeometry, Problem
+    from flash_sinkhorn_hessian.gradient import Moments
+    from flash_sinkhorn_hessian.implicit_diff import ScaledSystem
+    from flash_sinkhorn_hessian.truncated import TruncatedGeometry
+    krylov.launch, krylov.chained, triton_geometry.rehearse, torch.cuda.is_current_stream_capturing = note, lambda device: True, lambda *a: None, lambda: False
+    q = random_problem(40, 50, 3); x, y = (q[c].to(dtype) - .5 for c in "xy"); G = triton_geometry.TritonGeometry(x, y, .05); D = Problem(DenseGeometry(x, y, .05), q["a"], q["b"], rho, rho); f, g = torch.zeros(40).double(), torch.zeros(50).double()
+    if short:
+        sparse = lambda n, m: kt.TritonSparse(torch.arange(n + 1).int(), torch.zeros(n).int(), torch.zeros(n, dtype=dtype), m)
+        G = TruncatedGeometry(G, sparse(40, 50), sparse(50, 40), f, g)
+    s = ScaledSystem(Moments(replace(D, geom=G), f, g)); cg = krylov.DeviceCG(s, k); cg._start(torch.zeros(1, 50, k).double(), cg.goal(1e-6)); cg._block()
+
+if sys.argv[1] == "gradients":
+    for case in ((torch.float32, float("inf"), 1, False), (torch.float32, .5, 16, False), (torch.float32, float("inf"), 1, True), (torch.float32, float("inf"), 16, True), (torch.float64, float("inf"), 3, False), (torch.float64, .5, 3, True)): gradients(*case)
+    modes = []
+else: modes = [everything(d, eps).mode for d, eps in eval(sys.argv[1])]
 with ThreadPoolExecutor(2) as pool: done = list(pool.map(compiled, asked.values()))
 assert kp.gluon is None or modes != [0, 2] or "plan_ahead_kernel" in done
 print(modes, len(done), sorted(set(done)), "compiled")
 '''
 
-@pytest.mark.parametrize("problems", ["[(128, 13.)]", "[(3, .05), (200, 20.)]"])
+@pytest.mark.parametrize("problems", ["[(128, 13.)]", "[(3, .05), (200, 20.)]", "gradients"])
 def test_every_kernel_compiles_and_fits(problems):
-    "A dimension of each form of the scores; 128 has the widest tiles. Products that look ahead must not have had their waits put back."
+    "A dimension of each form of the scores, of which 128 has the widest tiles, and conjugate gradients. Products that look ahead must not have had their waits put back."
     pytest.importorskip("triton.experimental.gluon")
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     r = subprocess.run([sys.executable, "-c", SCRIPT, problems], capture_output=True, text=True, env=env, timeout=300)
     assert r.returncode == 0, r.stdout + r.stderr[-3000:]
     if "no assembler" in r.stdout: pytest.skip("Triton came without an assembler")
-    assert "compiled" in r.stdout and "marginal_kernel" in r.stdout and "pairs_kernel" in r.stdout, r.stdout
+    assert "compiled" in r.stdout and all(f"'{k}_kernel'" in r.stdout for k in (("start", "residual", "direction", "spmm", "dots") if problems == "gradients" else ("marginal", "pairs", "plan", "finish_both"))), r.stdout
