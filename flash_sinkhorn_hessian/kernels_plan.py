@@ -230,7 +230,9 @@ def second_score(
 # %% ../nbs/13_kernels_plan.ipynb #10594114
 def _below(fn): return gluon.jit(fn, do_not_specialize=["NB", "MB", "tiles", "per", "chunks"]) if gluon else fn
 def _helper(fn): return gluon.jit(fn) if gluon else fn
+def _both(fn): return gluon.constexpr_function(fn) if gluon else fn   # for the host and for kernels
 
+@_both
 def in_boxes(
     K:int, # columns of a matrix of halves in shared memory
 ):
@@ -277,7 +279,7 @@ def plan_ahead_kernel(xh, xl, y, yl, vh_ptr, Vh, Vl, z_ptr, acc_ptr, accz_ptr, t
     "`plan_kernel` for a known maximum, without weights: powers of two of one tile while the matrix unit multiplies the tile before."
     LOWS: gl.constexpr = MODE == 1; BIG: gl.constexpr = R*BN; T: gl.constexpr = max(1, min(32, K//8))
     SL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16]); AL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KV, 16]); PL: gl.constexpr = gl.DotOperandLayout(0, AL, 2)
-    XB: gl.constexpr = gl.BlockedLayout([1, 8], [32//T, T], [4, 1], [1, 0]); XS: gl.constexpr = gl.NVMMASharedLayout(min(128, 2*K), 16, 2); VS: gl.constexpr = gl.NVMMASharedLayout(min(128, 2*KV), 16, 2)
+    XB: gl.constexpr = gl.BlockedLayout([1, 8], [32//T, T], [4, 1], [1, 0]); XS: gl.constexpr = in_boxes(K); VS: gl.constexpr = in_boxes(KV)
     bars = gl.allocate_shared_memory(gl.int64, [NS, 1], mbarrier.MBarrierLayout())
     for q in gl.static_range(NS): mbarrier.init(bars.index(q), count=1)
     pid = gl.program_id(0); b = pid // tiles; i0 = pid % tiles * BM; N = NB*128; M = MB*128; chunk = gl.program_id(2); row0 = pid.to(gl.int64)*BM
