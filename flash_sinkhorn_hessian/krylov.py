@@ -247,12 +247,13 @@ class WideProducts:
 
 # %% ../nbs/16_krylov.ipynb #b8046bc9
 def account(
-    table:Tensor, tol:float, # one table of scalars, on the host; the relative residual wanted
+    table:list, tol:float, # one table of scalars, row by row; the relative residual wanted
 ) -> SolveInfo:
     "How a solve ended, from the table of its scalars."
-    top = table[:, SIZE].max().item() if len(table) else 0.
-    rel = table[:, RR].sqrt().max().item() if math.isfinite(top) else math.nan
-    return SolveInfo(int(table[:, STEPS].max()) if len(table) else 0, rel, top, rel <= tol, "cg")
+    if not table: return SolveInfo(0, 0., 0., True, "cg")
+    sizes = [row[SIZE] for row in table]; top = max(sizes) if all(map(math.isfinite, sizes)) else math.nan
+    rel = max(row[RR] for row in table)**.5 if math.isfinite(top) else math.nan
+    return SolveInfo(int(max(row[STEPS] for row in table)), rel, top, rel <= tol, "cg")
 
 class DeviceCG:
     "Conjugate gradients on the second Schur complement `I - N^T N`, on the device; the host looks in every few steps."
@@ -353,7 +354,7 @@ class DeviceCG:
             self.modes.forget(); return self(rhs, tol, max_iter)
         if self.kept is not None: self.modes.keep(*self.kept[:, :min(int(table[0, STEPS]), self.kept.shape[1])].mT)
         self.last = max(1, n)
-        return self.x*self.norm, self.U*self.norm, account(table, tol)
+        return self.x*self.norm, self.U*self.norm, account(table.tolist(), tol)
 
 # %% ../nbs/16_krylov.ipynb #dbb957d9
 def schur_cg(
@@ -391,37 +392,50 @@ def recorded(s, key, fn, *tensors):
     return kept.setdefault(key, Replayed())(s, fn, tensors)
 
 class WholeProduct:
-    "A product from end to end as one CUDA graph: what comes before the solve, as many steps as it is expected to take, and what comes after."
-    def __init__(self, s, cg, fn, tensors, tol):
-        g = getattr(s.p.geom, "parent", s.p.geom); self.cg, self.W, self.inputs = cg, cg.W, [t.clone() for t in tensors]
-        cg.blind = steps = cg.last + cg.last//16 + 1; cg.goal(tol)
+    "A product from end to end as one CUDA graph: what comes before the solve, as many steps as it is expected to take, and what comes after. The numbers that tell how it went are read from the host's own memory once the results are on their way."
+    def __init__(self, s, cg, fn, tensors, solver): # cg: None for a cloud with itself
+        g = getattr(s.p.geom, "parent", s.p.geom); self.cg, self.W, self.inputs = cg, cg and cg.W, [t.double() if t.dtype != torch.float64 else t.clone() for t in tensors]
+        steps = cg.last + cg.last//16 + 1 if cg else 0; table = [cg.table[steps % 2].flatten()] if cg else []
         def run():
             off, size, *out = fn(*self.inputs)
-            return out, torch.cat([cg.table[steps % 2].flatten(), off.flatten(), size.flatten()])
-        try: self.graph, (self.out, self.stats) = capture(run)
-        finally: cg.blind = 0
-        self.alive = [list(g._known), list(g.T._known)]
+            return out, torch.cat([*table, off.flatten(), size.flatten(), *(t.sum()[None] for t in self.inputs)])   # a sum that is finite has finite terms
+        solver.blind = True
+        if cg: cg.blind = steps; cg.goal(solver.tol)
+        try: self.graph, (self.out, self.stats) = capture(run); self.steps = solver.steps
+        finally:
+            solver.blind = False
+            if cg: cg.blind = 0
+        self.alive = [list(g._known), list(g.T._known)]; self.host = torch.empty(self.stats.shape, dtype=torch.float64, pin_memory=True)
     def __call__(self, tensors, solver):
         for mine, t in zip(self.inputs, tensors): mine.copy_(t)
-        self.graph.replay(); systems = self.cg.B*self.cg.k
-        table, off, size = self.stats.cpu().split([8*systems, systems, systems]); table = table.view(-1, 8)
-        if not (table[:, STATE] == 1).all(): return None
-        solver.info = account(table, solver.tol); solver.info.residual = max(solver.info.residual, (off/size.clamp_min(1e-300)).max().item())
-        return [t.clone() for t in self.out]
+        self.graph.replay(); self.host.copy_(self.stats, non_blocking=True); done = torch.cuda.Event(); done.record()
+        out = [t.clone() for t in self.out]; done.synchronize()
+        *stats, = self.host.tolist(); sums = [stats.pop() for _ in self.inputs]; systems = len(stats)//10 if self.cg else len(stats)//2
+        size, off, table = stats[len(stats)-systems:], stats[-2*systems:len(stats)-systems], [stats[8*i:8*i+8] for i in range(systems if self.cg else 0)]
+        left = max((o/max(s, 1e-300) for o, s in zip(off, size)), default=0.)
+        if not all(map(math.isfinite, [*sums, *size, *off])) or any(row[STATE] != 1 for row in table) or not self.cg and left > solver.tol: return None
+        solver.info = account(table, solver.tol) if self.cg else SolveInfo(self.steps, left, max(size), True, "chebyshev")
+        solver.info.residual, solver.info.finite = max(solver.info.residual, left), True
+        return out
 
 def whole_product(
-    s, key, k:int,      # system, what is asked of it, directions
-    fn, solver, tensors # function of the tensors with one solve in it, and the solver
+    s, key, k:int,       # system, what is asked of it, directions
+    fn, solver, tensors, # function of the tensors with one solve in it, and the solver
+    same:bool=False,     # one cloud that moves on both sides alike? Chebyshev's iteration then
 ): # its results, but for the first two, norms of a residual and a right-hand side; None where that cannot be recorded (yet), or did not converge
     "`fn(*tensors)` in one launch and one look, once solves at this system have settled down to a few steps."
-    if not tensors[0].is_cuda or INTERPRETED or not isinstance(solver, ConjugateGradients) or isinstance(solver.ridge, Tensor) or solver.ridge or max(t.numel() for t in tensors) > ROOM: return None
-    cg = (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
-    if cg is None or cg.kept is not None or cg.last > 256 or not cg._recorded() or solver.max_iter < 100: return None
-    kept = s.__dict__.setdefault("_whole", {}); key = key + (k, solver.tol)
-    if len(kept) > 8: kept.clear()
+    if not tensors[0].is_cuda or INTERPRETED or not isinstance(solver, ConjugateGradients) or isinstance(solver.ridge, Tensor) or solver.ridge or solver.max_iter < 100 or max(t.numel() for t in tensors) > ROOM or torch.cuda.is_current_stream_capturing(): return None
+    kept, asked = s.__dict__.setdefault("_whole", {}), s.__dict__.setdefault("_asked", {}); key = key + (k, solver.tol)
+    if len(kept) > 8 or len(asked) > 64: kept.clear(); asked.clear()
+    if same:
+        cg = None; asked[key] = asked.get(key, 0) + 1
+        if asked[key] < 3: return None
+    else:
+        cg = (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
+        if cg is None or cg.kept is not None or cg.last > 256 or not cg._recorded(): return None
     run = kept.get(key)
-    if run is None or run.cg is not cg or run.W is not cg.W: run = kept[key] = WholeProduct(s, cg, fn, tensors, solver.tol)
-    if (out := run(tensors, solver)) is None: kept.pop(key)     # more steps than expected: the usual road, and a new recording next time
+    if run is None or run.cg is not cg or cg and run.W is not cg.W: run = kept[key] = WholeProduct(s, cg, fn, tensors, solver)
+    if (out := run(tensors, solver)) is None: kept.pop(key); asked.pop(key, None)     # more steps than expected: the usual road, and a new recording next time
     return out
 
 TritonGeometry.whole_product = TritonSparse.whole_product = lambda self, *args: whole_product(*args)

@@ -314,7 +314,8 @@ def check_like(
     shape:tuple, what:str, x:Tensor, # trailing shape wanted, in words, and a tensor whose dtype and device it must have
     stack=True,  # may leading axes precede?
     finite=True, # look for NaN and inf now?
-) -> Tensor: # float64
+    wide=True,   # convert now?
+) -> Tensor: # float64, if so
     "Check a direction or a matrix that meets the points: shape, dtype, device, finite."
     what = f"shape {tuple(shape)}, that {what}" if what.startswith("of") else f"shape {what}, here {tuple(shape)}"
     if not isinstance(t, Tensor): raise TypeError(f"{name} must be a torch.Tensor of {what}; got {_is(t)}{_convert(name, t)}")
@@ -323,7 +324,7 @@ def check_like(
     if t.dtype != x.dtype or t.device != x.device:
         raise TypeError(f"{name} must have the dtype and device of x, {x.dtype} on {x.device}; got {t.dtype} on {t.device}")
     if finite and not torch.isfinite(t).all(): raise ValueError(f"{name} must be finite; got NaN or inf in it")
-    return t.detach().double()
+    return t.detach().double() if wide else t.detach()
 
 # %% ../nbs/10_solve.ipynb #bd380461
 @_method("plan")
@@ -433,14 +434,14 @@ def _shape(sol, u): # shape of a variable, batch included
 
 def _directions(sol, v, w): # user's direction in variable w -> internal layout (..., k, *) and whether it was a stack
     shape, x = _shape(sol, w), sol.inputs.x
-    v = check_like("v", v, shape, f"of {w}, or a stack of k of them", x, finite=not x.is_cuda)
+    v = check_like("v", v, shape, f"of {w}, or a stack of k of them", x, finite=not x.is_cuda, wide=False)
     stacked = v.ndim > len(shape)
     v = v if stacked else v[None]
     return (v.movedim(0, 1) if x.ndim == 3 else v), stacked
 
 def _products(sol, out, stacked): # back to the user's layout
     out = out.movedim(1, 0) if sol.inputs.x.ndim == 3 else out
-    return sol._out(out if stacked else out[0])
+    return sol._out(out if stacked else out[0], scale=sol.inputs.scale != 1)
 
 # %% ../nbs/10_solve.ipynb #ecff629a
 @_method("_product")
@@ -469,9 +470,8 @@ def _hvp_method(self,
     """
     u, w = check_wrt(wrt)
     v, stacked = _directions(self, v, w)
-    finite = torch.isfinite(v).all() if v.is_cuda else True           # on a GPU looked at in the end: the host shall not wait twice
     out = self._product(v, u, w, dict(solver=solver, tol=tol, max_iter=max_iter, ridge=ridge))
-    if not finite: raise ValueError("v must be finite; got NaN or inf in it")
+    if v.is_cuda and not (self.cg_info.finite or torch.isfinite(v).all()): raise ValueError("v must be finite; got NaN or inf in it")   # a recorded product has looked already: the host shall not wait twice
     return _products(self, out, stacked)
 
 # %% ../nbs/10_solve.ipynb #853dce26
