@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SWAP', 'SMALL', 'SolveInfo', 'cg', 'gram_inverse_root', 'SlowModes', 'slow_modes', 'solve_schur', 'chebyshev',
-           'ConjugateGradients', 'mirror', 'lasting', 'lifted', 'right_hand_side', 'covariance', 'apply_points',
-           'apply_weights', 'hvp', 'closing']
+           'ConjugateGradients', 'mirror', 'lasting', 'lifted', 'contract', 'right_hand_side', 'covariance',
+           'apply_points', 'apply_weights', 'hvp', 'closing']
 
 # %% ../nbs/06_hvp.ipynb #84403f24
 import math
@@ -193,6 +193,13 @@ def lifted(
     def make(): y = m.p.geom.y.double(); return torch.cat([y, torch.ones_like(y[..., :1])], -1)
     return lasting(m, "lifted", make)
 
+def contract(
+    geom, A:Tensor, V:Tensor, # a geometry; (..., n, q) or (..., n, r, q), (..., n, k, q)
+) -> Tensor: # (..., n, k) or (..., n, k, r)
+    "Products of a few numbers at every point. A geometry may have a kernel for them."
+    own = getattr(geom, "contract", None) or (lambda A, V: torch.einsum("...nrq,...nkq->...nkr", A, V))
+    return own(A, V) if A.ndim == V.ndim else own(A[..., None, :], V)[..., 0]
+
 # %% ../nbs/06_hvp.ipynb #bf115651
 def right_hand_side(
     m:Moments, # marginals at the potentials
@@ -200,12 +207,12 @@ def right_hand_side(
 ) -> Tensor:   # (..., n, k), per unit of weight
     "First block of the linear system for the response of the potentials; zero directions cost nothing."
     p, k, w = m.p, _count(v), []
-    if "x" in v and p.tau: w.append(-p.tau*m.density[..., None]*torch.einsum("...nd,...knd->...nk", m.pull, v["x"]))
+    if "x" in v and p.tau: w.append(-p.tau*m.density[..., None]*contract(p.geom, m.pull, v["x"].movedim(-3, -2)))
     if "y" in v:
-        V = torch.cat([v["y"].movedim(-3, -2), torch.einsum("...md,...kmd->...mk", m.T.barycentre, v["y"])[..., None]], -1)
+        V = v["y"].movedim(-3, -2); V = torch.cat([V, contract(p.geom, m.T.barycentre, V)[..., None]], -1)
         V = p.geom.apply(m.u, m.wide_v, V.flatten(-2)).unflatten(-1, (k, -1))
         ends = lasting(m, "ends", lambda: torch.cat([-2*lifted(m.T)[..., :-1], 2*lifted(m.T)[..., -1:]], -1))
-        w.append(torch.einsum("...nq,...nkq->...nk", ends, V))
+        w.append(contract(p.geom, ends, V))
     if "b" in v: w.append(-p.eps * p.geom.apply(m.u, m.v, v["b"].mT))
     return sum(w[1:], w[0]) if w else torch.zeros(*p.a.shape, k, dtype=p.a.dtype, device=p.a.device)
 
@@ -240,7 +247,7 @@ def apply_points(
     if A: out = off(p.geom.weighted(m.u, m.wide_v, _cat(A), _cat(B), alpha, beta, lifted(m)).movedim(-3, -2))
     else: out = off(times(ones(beta), m.wide_v))
     size = wide("size", lambda: -2/p.eps*p.a)
-    if local: out = torch.addcmul(torch.einsum("...nde,...kne->...nkd", _local(m), v["x"]), size, out)
+    if local: out = torch.addcmul(contract(p.geom, _local(m), v["x"].movedim(-3, -2)), size, out)
     elif "x" in v: out = torch.addcmul(wide("stiff", lambda: 2*p.a*m.density)*v["x"].movedim(-3, -2), size, out)
     else: out = size*out
     if "y" in v: out = torch.addcmul(out, p.a[..., None, None], times(v["y"].movedim(-3, -2), m.wide_v), value=-2)
@@ -261,10 +268,10 @@ def _score(m, v, z, zT): # s_ij as features of both sides and two biases
     A, B, alpha, beta = [], [], None, zT
     if "x" in v:
         A, B = [v["x"]], [_twice(m)]
-        alpha = torch.einsum("...nd,...knd->...kn", lasting(m, "means", lambda: -2*m.barycentre), v["x"])
+        alpha = contract(m.p.geom, lasting(m, "means", lambda: -2*m.barycentre), v["x"].movedim(-3, -2)).mT
     if "y" in v:
         A, B = A + [_twice(m.T)], B + [v["y"]]; alpha = torch.zeros_like(z) if alpha is None else alpha
-        beta = beta + torch.einsum("...md,...kmd->...km", lasting(m.T, "means", lambda: -2*m.T.barycentre), v["y"])
+        beta = beta + contract(m.p.geom, lasting(m.T, "means", lambda: -2*m.T.barycentre), v["y"].movedim(-3, -2)).mT
     return A, B, alpha, beta
 
 def _cat(parts): # join the features of two scores, expanding the directions of the one that has none
@@ -273,7 +280,7 @@ def _cat(parts): # join the features of two scores, expanding the directions of 
     return torch.cat([t.expand(*t.shape[:-3], k, *t.shape[-2:]) for t in parts], -1)
 
 def _fdot(m, v, z): # derivative of the potential itself: the response plus what centring took out
-    return z + torch.einsum("...nd,...knd->...kn", m.pull, v["x"]) if "x" in v else z
+    return z + contract(m.p.geom, m.pull, v["x"].movedim(-3, -2)).mT if "x" in v else z
 
 # %% ../nbs/06_hvp.ipynb #2934bdee
 def apply_weights(
@@ -292,6 +299,7 @@ def hvp(
     out:tuple,     # names of the gradients to differentiate
     solver,        # maps scaled right-hand sides to scaled solutions, see `ConjugateGradients` and `factorise`
     system:ScaledSystem=None, # the scaled system, if at hand
+    dtype=torch.float64, # of the results
 ) -> dict:         # name -> derivative of that gradient along v, with k as its first axis after the batch
     "Hessian-vector products of the cost, any blocks, k directions at once, with one linear solve."
     s = system or ScaledSystem(m); p, names, k = m.p, tuple(v), _count(v)
@@ -311,14 +319,14 @@ def hvp(
         v = dict(zip(names, v)); z, zT, *ends = closing(m, s, same, w, wT, ws, wsT, x, y)
         one = {"x": lambda: apply_points(m, v, z, zT), "a": lambda: apply_weights(m, v, z),
                "y": lambda: apply_points(m.T, mirror(v), zT, z), "b": lambda: apply_weights(m.T, mirror(v), zT)}
-        return *ends, *(one[k]() for k in out)
+        return *ends, *(one[k]().to(dtype) for k in out)
     run = getattr(p.geom, "recorded", lambda s, key, fn, *t: fn(*t))        # a geometry may replay what it has seen before
     def inner(rhs): return solver(*(t if some else None for some, t in zip(moved, rhs[2:])))
     def all_of_it(*v): v = ready(*v); rhs = before(*v); return after(*rhs, *inner(rhs), *v)
     whole = getattr(p.geom, "whole_product", None)                          # ... or all of it, the solve included
-    if whole and (res := whole(s, (names, out), k, all_of_it, solver, tuple(v.values()), same)): return dict(zip(out, res))
+    if whole and (res := whole(s, (names, out, dtype), k, all_of_it, solver, tuple(v.values()), same)): return dict(zip(out, res))
     v = ready(*v.values()); rhs = run(s, ("before", names, same), before, *v); x, y = inner(rhs)
-    off, size, *res = run(s, ("after", names, same, out), after, *rhs, x, y, *v)
+    off, size, *res = run(s, ("after", names, same, out, dtype), after, *rhs, x, y, *v)
     if (info := getattr(solver, "info", None)) is not None and not same: info.residual = max(info.residual, (off/size.clamp_min(torch.finfo(size.dtype).tiny)).max().item())
     return dict(zip(out, res))
 

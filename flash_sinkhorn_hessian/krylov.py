@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'ROOM', 'total', 'total_pair', 'dots_kernel',
            'start_kernel', 'residual_kernel', 'direction_kernel', 'shares_kernel', 'total_kernel', 'SparseProducts',
-           'StreamedProducts', 'slices', 'WideProducts', 'account', 'DeviceCG', 'schur_cg', 'Replayed', 'recorded',
-           'WholeProduct', 'whole_product']
+           'StreamedProducts', 'slices', 'WideProducts', 'account', 'DeviceCG', 'schur_cg', 'contract_kernel',
+           'Replayed', 'recorded', 'WholeProduct', 'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -369,6 +369,28 @@ def schur_cg(
     x, U, info = kept[k](rhs.reshape(-1, *rhs.shape[-2:]), tol, max_iter)
     return x.reshape(rhs.shape), U.reshape(*s.p.a.shape, k), info
 
+# %% ../nbs/16_krylov.ipynb #1b311532
+@triton.jit(do_not_specialize=["n", "k", "r", "q", "ab", "an", "ar", "aq", "vb", "vn", "vk", "vq"])
+def contract_kernel(A_ptr, V_ptr, out_ptr, n, k, r, q, ab, an, ar, aq, vb, vn, vk, vq, ROWS: tl.constexpr, Q: tl.constexpr, CHAIN: tl.constexpr):
+    "sum_q A_irq V_ikq, all strides given."
+    in_turn(CHAIN)
+    i = tl.program_id(0)*ROWS + tl.arange(0, ROWS); g = tl.program_id(1) // r; h = tl.program_id(1) % r; b = tl.program_id(2).to(tl.int64); row = i.to(tl.int64)[:, None]
+    acc = tl.zeros([ROWS, Q], tl.float64)
+    for e in range(0, q, Q):
+        at = e + tl.arange(0, Q)[None, :]; ok = (i < n)[:, None] & (at < q)
+        acc += tl.load(A_ptr + b*ab + row*an + h*ar + at*aq, mask=ok, other=0.0)*tl.load(V_ptr + b*vb + row*vn + g*vk + at*vq, mask=ok, other=0.0)
+    tl.store(out_ptr + ((b*n + i)*k + g)*r + h, tl.sum(acc, 1), mask=i < n)
+
+def _contract(self, A, V):
+    "(..., n, k, r) `sum_q A_irq V_ikq` for A (..., n, r, q), V (..., n, k, q)"
+    if A.ndim == 3: return _contract(self, A[None], V[None])[0]
+    if A.data_ptr() % 16 or V.data_ptr() % 16 or A.dtype != torch.float64 or V.dtype != torch.float64 or max(A.numel(), V.numel()) >= 1 << 31: return torch.einsum("...nrq,...nkq->...nkr", A, V)
+    (B, n, r, q), k = A.shape, V.shape[-2]; out = torch.empty(B, n, k, r, dtype=V.dtype, device=V.device); Q = pow2(q, 64); ROWS = max(4, 512//Q)
+    launch(contract_kernel, (-(-n//ROWS), k*r, B), A, V, out, n, k, r, q, *A.stride(), *V.stride(), ROWS=ROWS, Q=Q, CHAIN=chained(V.device))
+    return out
+TritonGeometry.contract = _contract
+TruncatedGeometry.contract = lambda self, A, V: contract(self.parent, A, V)
+
 # %% ../nbs/16_krylov.ipynb #21e7ba9f
 ROOM = 1 << 24   # numbers in a direction up to which a product is recorded: a recording keeps its inputs and results
 
@@ -405,11 +427,11 @@ class WholeProduct:
         finally:
             solver.blind = False
             if cg: cg.blind = 0
-        self.alive = [list(g._known), list(g.T._known)]; self.host = torch.empty(self.stats.shape, dtype=torch.float64, pin_memory=True)
+        self.alive = [list(g._known), list(g.T._known)]; self.host = torch.empty(self.stats.shape, dtype=torch.float64, pin_memory=True); self.done = torch.cuda.Event()
     def __call__(self, tensors, solver):
         for mine, t in zip(self.inputs, tensors): mine.copy_(t)
-        self.graph.replay(); self.host.copy_(self.stats, non_blocking=True); done = torch.cuda.Event(); done.record()
-        out = [t.clone() for t in self.out]; done.synchronize()
+        self.graph.replay(); self.host.copy_(self.stats, non_blocking=True); self.done.record()
+        out = [t.clone() for t in self.out]; self.done.synchronize()
         *stats, = self.host.tolist(); sums = [stats.pop() for _ in self.inputs]; systems = len(stats)//10 if self.cg else len(stats)//2
         size, off, table = stats[len(stats)-systems:], stats[-2*systems:len(stats)-systems], [stats[8*i:8*i+8] for i in range(systems if self.cg else 0)]
         left = max((o/max(s, 1e-300) for o, s in zip(off, size)), default=0.)

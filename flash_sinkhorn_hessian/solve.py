@@ -180,9 +180,9 @@ class Solution:
     n_iter = property(lambda self: self.info.n_iter, doc="pairs of passes over the scores that the solve took")
     marginal_error = property(lambda self: self.info.marginal_error, doc="L1 marginal error reached (worst problem of a batch)")
 
-    def _out(self, t, scale=True):
-        dtype = torch.float64 if self.inputs.x.dtype == torch.float64 else torch.float32
-        return (t*self.inputs.scale if scale else t).to(dtype)
+    @property
+    def _dtype(self): return torch.float64 if self.inputs.x.dtype == torch.float64 else torch.float32
+    def _out(self, t, scale=True): return (t*self.inputs.scale if scale else t).to(self._dtype)
     @cached_property
     def _potentials(self):
         f, g, p = self._f, self._g, self.problem
@@ -406,9 +406,9 @@ def _linear_solver(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
     if ridge not in sol._solvers: sol._solvers[ridge] = factorise(s, ridge=ridge)
     return sol._solvers[ridge]
 
-def _hvp(sol, v, out, options): # v: dict of (..., k, ...) float64 directions
+def _hvp(sol, v, out, options, dtype=torch.float64): # v: dict of (..., k, ...) directions
     solver = _linear_solver(sol, **options)
-    res = hvp(sol._second, v, out, solver, sol._system)
+    res = hvp(sol._second, v, out, solver, sol._system, dtype)
     sol.cg_info = getattr(solver, "info", None) or SolveInfo(0, 0., 1., True, "cholesky")
     if not sol.converged:
         _warn("this Hessian-vector product is taken at potentials that have not converged "
@@ -445,8 +445,8 @@ def _products(sol, out, stacked): # back to the user's layout
 
 # %% ../nbs/10_solve.ipynb #ecff629a
 @_method("_product")
-def _product(self, v, u, w, options): # derivative of the gradient in u along direction v of w
-    return _hvp(self, {w: v}, (u,), options)[u]
+def _product(self, v, u, w, options, dtype=torch.float64): # derivative of the gradient in u along direction v of w
+    return _hvp(self, {w: v}, (u,), options, dtype)[u]
 
 @_method("hvp")
 def _hvp_method(self,
@@ -470,7 +470,7 @@ def _hvp_method(self,
     """
     u, w = check_wrt(wrt)
     v, stacked = _directions(self, v, w)
-    out = self._product(v, u, w, dict(solver=solver, tol=tol, max_iter=max_iter, ridge=ridge))
+    out = self._product(v, u, w, dict(solver=solver, tol=tol, max_iter=max_iter, ridge=ridge), self._dtype)
     if v.is_cuda and not (self.cg_info.finite or torch.isfinite(v).all()): raise ValueError("v must be finite; got NaN or inf in it")   # a recorded product has looked already: the host shall not wait twice
     return _products(self, out, stacked)
 
@@ -566,7 +566,7 @@ class Divergence(Solution):
         """
         u = check_wrt(wrt, False)[0]
         return self._out(_grad(self.xy, u) - .5*self._own(u).total_grad(self._kind(u)))
-    def _product(self, v, u, w, options):
+    def _product(self, v, u, w, options, dtype=torch.float64): # a difference: in float64 whatever is wanted
         out = self.xy._product(v, u, w, options); self.cg_info = self.xy.cg_info
         if SIDES[u][0] == SIDES[w][0]:
             own = self._own(u)
