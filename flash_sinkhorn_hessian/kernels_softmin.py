@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['INTERPRETED', 'LOG2E', 'BITS', 'BLOCK', 'CAT', 'THREE', 'LOOP', 'DIRECT', 'PRODUCT', 'LIMIT', 'CHAINED', 'POWER',
            'mend_interpreter', 'launch', 'rehearsal', 'padded', 'split_half', 'layout', 'spare', 'Operand', 'operand',
-           'tile_rows', 'tile_product', 'tile_at', 'biased', 'whole_and_rest', 'put_bias', 'bias_kernel', 'Scores',
-           'balanced', 'prepare', 'column_bias', 'online_rows', 'chained', 'in_turn', 'finish_rows', 'powers_asm',
-           'powers', 'marginal_kernel', 'finish_tile', 'finish_kernel', 'marginal_config', 'small_tile', 'parts',
-           'sweep', 'row_lse', 'totals_kernel', 'both_config', 'both', 'marginals', 'finish_both_kernel',
-           'both_updates', 'device_ms']
+           'tile_rows', 'tile_product', 'tile_at', 'biased', 'whole_and_rest', 'put_bias', 'bias_tile', 'bias_kernel',
+           'both_biases_kernel', 'Scores', 'balanced', 'prepare', 'column_bias', 'online_rows', 'chained', 'in_turn',
+           'finish_rows', 'powers_asm', 'powers', 'marginal_kernel', 'finish_tile', 'finish_kernel', 'marginal_config',
+           'small_tile', 'parts', 'sweep', 'row_lse', 'totals_kernel', 'both_biases', 'both_config', 'both',
+           'marginals', 'finish_both_kernel', 'both_updates', 'device_ms']
 
 # %% ../nbs/12_kernels_softmin.ipynb #4721fa5e
 import math
@@ -214,16 +214,32 @@ def put_bias(ah, hi, SLOT: tl.constexpr, K: tl.constexpr):
 
 _RUNTIME = ["n", "m", "NB", "MB", "depth", "tiles", "tilesT", "batch", "per", "S", "scale", "chunks", "q", "k", "ka", "kb", "W", "deep", "unit", "sink"]
 
-@triton.jit(do_not_specialize=_RUNTIME)
-def bias_kernel(v_ptr, sq_ptr, hi_ptr, w_ptr, par_ptr, la_ptr, m, MB, UNIT: tl.constexpr, SCALED: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit
+def bias_tile(pid, v_ptr, sq_ptr, hi_ptr, w_ptr, par_ptr, la_ptr, m, MB, UNIT: tl.constexpr, SCALED: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
     "Column biases `v_j - |y_j|^2/eps` in bits: a whole number for the scores, a factor for the sums. UNIT: v is a potential, in units of its own, of points with log weights; SCALED: the squares are those of another regularisation."
-    b = (tl.program_id(0) // MB).to(tl.int64); j = tl.program_id(0) % MB * BLOCK + tl.arange(0, BLOCK); at = b*MB*BLOCK + j
+    b = (pid // MB).to(tl.int64); j = pid % MB * BLOCK + tl.arange(0, BLOCK); at = b*MB*BLOCK + j
     v = tl.load(v_ptr + b*m + j, mask=j < m, other=-float("inf"))
     if UNIT: v = v*tl.load(par_ptr) + tl.load(la_ptr + b*m + j, mask=j < m, other=-float("inf"))
     sq = tl.load(sq_ptr + at)
     if SCALED: sq = sq*tl.load(par_ptr + 3)
     hi, rest = whole_and_rest(v*BITS - sq, F)
     tl.store(hi_ptr + at, hi); tl.store(w_ptr + at, tl.exp2(rest).to(F))
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def bias_kernel(v_ptr, sq_ptr, hi_ptr, w_ptr, par_ptr, la_ptr, m, MB, UNIT: tl.constexpr, SCALED: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
+    "Column biases, a block of columns a program."
+    bias_tile(tl.program_id(0), v_ptr, sq_ptr, hi_ptr, w_ptr, par_ptr, la_ptr, m, MB, UNIT, SCALED, F, BLOCK)
+
+@triton.jit(do_not_specialize=_RUNTIME)
+def both_biases_kernel(v_ptr, sqy_ptr, vh_ptr, vw_ptr, parT_ptr, lb_ptr, u_ptr, sqx_ptr, uh_ptr, uw_ptr, par_ptr, la_ptr, cols_ptr, n, m, NB, MB, batch, F: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
+    "Biases of the columns and of the rows, one of the two by the second program number, and zeros where column sums will be added."
+    in_turn(CHAIN)
+    pid = tl.program_id(0)
+    if tl.program_id(1) == 0:
+        if pid < batch*MB:
+            bias_tile(pid, v_ptr, sqy_ptr, vh_ptr, vw_ptr, parT_ptr, lb_ptr, m, MB, True, False, F, BLOCK)
+            tl.store(cols_ptr + pid.to(tl.int64)*BLOCK + tl.arange(0, BLOCK), tl.zeros([BLOCK], F))
+    elif pid < batch*NB: bias_tile(pid, u_ptr, sqx_ptr, uh_ptr, uw_ptr, par_ptr, la_ptr, n, NB, True, False, F, BLOCK)
 
 # %% ../nbs/12_kernels_softmin.ipynb #b1567d73
 _F = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -494,6 +510,15 @@ def totals_kernel(part_ptr, u_ptr, sq_ptr, out_ptr, n, NB, S, F: tl.constexpr, B
     u = tl.load(u_ptr + b*n + i, mask=i < n, other=0.0)
     _, rest = whole_and_rest(u*BITS - tl.load(sq_ptr + b*NB*BLOCK + i), F)
     tl.store(out_ptr + b*n + i, acc.to(tl.float64)*tl.exp2(rest), mask=i < n)
+
+def both_biases(
+    s:Scores, f:Tensor, g:Tensor,   # potentials
+    setting:tuple, setting_T:tuple, # of each side three constants on the device, log weights, weights
+) -> tuple: # prepared biases of the columns, and of the rows, zeros for the column sums
+    "What a symmetric iteration begins with."
+    new = lambda o: torch.empty(s.batch, o.blocks*BLOCK, dtype=s.dtype, device=f.device); vh, vw, uh, uw, cols = new(s.y), new(s.y), new(s.x), new(s.x), new(s.y); (par, la, _), (parT, lb, _) = setting, setting_T
+    launch(both_biases_kernel, (s.batch*max(s.x.blocks, s.y.blocks), 2), g, s.sqy, vh, vw, parT, lb, f, s.sqx, uh, uw, par, la, cols, s.x.n, s.y.n, s.x.blocks, s.y.blocks, s.batch, F=s.F, BLOCK=BLOCK, CHAIN=chained(f.device))
+    return (vh, vw), (uh, uw), cols
 
 def both_config(s:Scores):
     "The configuration of both marginals at once, see `marginal_config`."

@@ -243,10 +243,10 @@ def _run(s, setting, f, g, steps):
     return f, g, err[:, :s.batch*per].reshape(steps, s.batch, per).sum(-1)
 
 def _run_both(s, setting, f, g, steps):
-    (par, la, a), (parT, lb, b) = setting; B = s.batch; tiles = [B*t.blocks*BLOCK//both_config(s)[0] for t in (s.x, s.y)]
-    bias, biasT = column_bias(s, g, parT, lb), column_bias(s.T, f, par, la); cut = tiles[0] + tiles[0] % 2; err = torch.empty(steps, cut + tiles[1] + tiles[1] % 2, dtype=torch.float64, device=f.device)
-    cols = torch.zeros_like(bias[0])
+    B = s.batch; tiles = [B*t.blocks*BLOCK//both_config(s)[0] for t in (s.x, s.y)]
+    (bias, biasT, cols), cut = both_biases(s, f, g, *setting), tiles[0] + tiles[0] % 2; err = torch.zeros(steps, cut + tiles[1] + tiles[1] % 2, dtype=torch.float64, device=f.device)
     for k in range(steps): f, g, bias, biasT = both_updates(s, f, g, bias, biasT, *setting, err[k], err[k, cut:], cols)
+    if B == 1: return f, g, err.sum(-1, keepdim=True)
     return f, g, sum(t.reshape(steps, B, -1).sum(-1) for t in (err[:, :tiles[0]], err[:, cut:cut+tiles[1]]))
 
 class Recorded:

@@ -35,6 +35,26 @@ def test_products_at_one_solution_repeat_themselves():
     q = [u(200, 3), u(210, 3)]; D = divergence(*q, eps=.05); v = u(5, 200, 3) - .5; R = divergence(*(t.double() for t in q), eps=.05, backend="streaming").hvp(v.double())
     for _ in range(4): assert (D.hvp(v) - R).norm() < 2e-5*R.norm()
 
+def test_self_terms_and_bad_directions_in_recorded_products():
+    "A cloud with itself takes Chebyshev's steps in one graph; a direction with NaN or inf is an error before and after products are recorded."
+    from flash_sinkhorn_hessian import divergence, solve
+    from flash_sinkhorn_hessian.core import random_problem
+    for dtype, tol in ((torch.float32, 2e-5), (torch.float64, 1e-9)):
+        q = {k: t.cuda() for k, t in random_problem(300, 410, 3, seed=1, dtype=dtype).items()}
+        for kw in ({}, dict(reach=.5)):
+            D = divergence(*q.values(), eps=.05, **kw); W = divergence(*(t.double().cpu() for t in q.values()), eps=.05, **kw)
+            for wrt, shape in (("x", (300, 3)), (("x", "a"), (2, 300)), ("b", (410,))):
+                for seed in range(4):
+                    v = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)); got, want = D.hvp(v.cuda(), wrt).cpu(), W.hvp(v.double(), wrt)
+                    assert got.dtype == dtype and (got - want).norm() < tol*want.norm()
+                assert D.xx.cg_info is None or wrt == "b" or D.xx.cg_info.method == "chebyshev" and D.xx.cg_info.finite
+    s, v = solve(q["x"], q["y"], eps=.05), torch.randn(300, 3, dtype=dtype, device="cuda")
+    for k in range(12):
+        s.hvp(v*(k + 1)); bad = v.clone(); bad[7, 1] = (math.nan, math.inf)[k % 2]
+        try: s.hvp(bad)
+        except ValueError as e: assert "v must be finite" in str(e)
+        else: raise AssertionError("a direction that is not finite went through")
+
 def test_recorded_loop_and_products():
     from flash_sinkhorn_hessian.dual_energy import Problem
     from flash_sinkhorn_hessian.sinkhorn import alternate
@@ -78,4 +98,4 @@ def test_a_new_size_compiles_nothing():
     run(3000); assert max(run(3001), run(3537), run(5000)) < .1
 
 if __name__ == "__main__":
-    for test in (test_interface, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_recorded_loop_and_products, test_products_that_look_ahead, test_a_script_may_end_while_kernels_compile, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
+    for test in (test_interface, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_self_terms_and_bad_directions_in_recorded_products, test_recorded_loop_and_products, test_products_that_look_ahead, test_a_script_may_end_while_kernels_compile, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
