@@ -52,3 +52,45 @@ def rows_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
     if DOTS:
         at = (b*tiles + tile)*2*KV + c
         gl.store(dots_ptr + at, dot); gl.store(dots_ptr + at + KV, dot_e)
+
+
+@gluon.jit(do_not_specialize=["n"])
+def row_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, gate_ptr, n,
+               KV: tl.constexpr, NE: tl.constexpr, VE: tl.constexpr, EARLY: tl.constexpr, DEEP: tl.constexpr, SUB: tl.constexpr, NEXT: tl.constexpr, DOTS: tl.constexpr, GATE: tl.constexpr, CHAIN: tl.constexpr):
+    "One row a program of one warp."
+    T: gl.constexpr = KV//4; L: gl.constexpr = gl.BlockedLayout([VE, 4], [32//T, T], [1, 1], [1, 0]); E: gl.constexpr = gl.SliceLayout(1, L); C: gl.constexpr = gl.SliceLayout(0, L)
+    if CHAIN:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    row = gl.program_id(0).to(gl.int64); c = gl.arange(0, KV, C); entry = gl.arange(0, NE, E)
+    begin = gl.load(crow_ptr + row); end = gl.load(crow_ptr + row + 1)
+    if GATE: end = gl.where(gl.load(gate_ptr) > 0, end, begin)
+    begin = gl.multiple_of(begin, 8); end = gl.multiple_of(end, 8)
+    cell = row*KV + c; size = gl.load(scale_ptr + row); p = gl.load(p_ptr + cell)
+    if EARLY: acc = gl.zeros([KV], gl.float32, C)
+    else: acc = gl.zeros([NE, KV], gl.float32, L)
+    at = begin + entry; inside = at < end
+    j = gl.load(col_ptr + at, mask=inside, other=0); w = gl.load(val_ptr + at, mask=inside, other=0.0)
+    if DEEP:
+        at += NE; inside = at < end
+        j1 = gl.load(col_ptr + at, mask=inside, other=0); w1 = gl.load(val_ptr + at, mask=inside, other=0.0)
+    for e in range(begin, end, NE):
+        at += NE; inside = at < end
+        jn = gl.load(col_ptr + at, mask=inside, other=0); wn = gl.load(val_ptr + at, mask=inside, other=0.0)
+        live = e + entry < end; jj = j.to(gl.int32) & 0xFFFF
+        t = w[:, None]*gl.load(V_ptr + (jj*KV)[:, None] + c[None, :], mask=live[:, None], other=0.0)
+        if EARLY: acc += gl.sum(t, 0)
+        else: acc += t
+        if DEEP:
+            j = j1; w = w1; j1 = jn; w1 = wn
+        else:
+            j = jn; w = wn
+    if EARLY: out = acc.to(gl.float64)
+    else: out = gl.sum(acc, 0).to(gl.float64)
+    out *= size
+    if SUB: out = p - out
+    gl.store(out_ptr + cell, out)
+    if NEXT: gl.store(next_ptr + cell, (out*size).to(gl.float32))
+    if DOTS:
+        at = row*2*KV + c
+        gl.store(dots_ptr + at, p*out); gl.store(dots_ptr + at + KV, out*gl.load(e_ptr + row))
