@@ -70,6 +70,7 @@ def _transport(x, y, a, b, eps, tol):
     p, c = centre_clouds(Options(), x, y, a, b, eps)
     return _described(p, c, *maximise_dual(Options(), p, tol), x, y, tol)
 
+@jax.jit
 def _described(p, c, f, g, info, x, y, tol):
     F, G = f + 2*p.x @ c + c @ c, g - 2*p.y @ c
     half = (p.a @ F - p.b @ G)/2

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'triton_ready', 'sized', 'other_sizes', 'half_steps', 'products', 'rehearse', 'version', 'TritonGeometry',
-           'capture', 'RecordedProduct', 'positive', 'Recorded', 'Shared', 'owned', 'fill', 'kept', 'Loop', 'loop_for',
-           'level_constants', 'Descent']
+           'capture', 'capture_parts', 'RecordedProduct', 'positive', 'Recorded', 'Shared', 'owned', 'fill', 'kept',
+           'Loop', 'loop_for', 'level_constants', 'Descent']
 
 # %% ../nbs/14_triton.ipynb #8c4136fa
 import gc, math, threading, weakref
@@ -159,6 +159,22 @@ def capture(fn):
     finally:
         if on: gc.enable()
     return graph, out
+
+def capture_parts(fn):
+    "Record a function of `cut` as several CUDA graphs with one pool of memory, which end where it calls `cut`: the graphs, to be replayed in order, and its static result. A long graph starts late: the GPU waits until the host has launched all of it."
+    torch.cuda.synchronize(); graphs, on, stream = [], gc.isenabled(), torch.cuda.Stream(); gc.disable()
+    def begin(): graphs.append(torch.cuda.CUDAGraph()); graphs[-1].capture_begin(*(g.pool() for g in graphs[:-1][:1]), capture_error_mode="thread_local")
+    def cut(): graphs[-1].capture_end(); begin()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            begin()
+            try: out = fn(cut)
+            finally: graphs[-1].capture_end()
+    finally:
+        if on: gc.enable()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graphs, out
 
 class RecordedProduct:
     "A product by a fixed kernel as a CUDA graph; becomes one when it has been asked for three times."
