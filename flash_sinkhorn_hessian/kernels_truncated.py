@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['pairs_kernel', 'coarse', 'pairs', 'entries_kernel', 'pow2', 'columns_at', 'spmm_kernel', 'add_scores',
-           'weighted_kernel', 'TritonSparse']
+           'weighted_kernel', 'scores_kernel', 'TritonSparse']
 
 # %% ../nbs/15_kernels_truncated.ipynb #fedb05e3
+from functools import cached_property
+
 import torch
 import triton
 import triton.language as tl
@@ -203,6 +205,20 @@ def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_pt
     tl.store(out[None, :] + kq[:, None], acc, mask=has[:, None] & some[None, :])
     if LAST: tl.store(out + q, tail, mask=some & (q0 == 0))
 
+# %% ../nbs/15_kernels_truncated.ipynb #df74f79b
+@triton.jit(do_not_specialize=["rows", "k", "e"])
+def scores_kernel(crow_ptr, col_ptr, A_ptr, B_ptr, t_ptr, factor_ptr, out_ptr, rows, k, e, KD: tl.constexpr, KE: tl.constexpr, NE: tl.constexpr, FE: tl.constexpr, SHORT: tl.constexpr):
+    "factor_i (t_ih - <A_j, B_hi>) at the entries j of one row i, KD directions h."
+    row = tl.program_id(0).to(tl.int64); h = tl.arange(0, KD); ke = tl.arange(0, KE); deep = KE if FE else e
+    begin = tl.load(crow_ptr + row); end = tl.load(crow_ptr + row + 1); size = tl.load(factor_ptr + row)
+    b = (-size*tl.load(B_ptr + ((h*rows + row)*deep)[None, :] + ke[:, None], mask=(h < k)[None, :] & (ke < e)[:, None], other=0.0)).to(tl.float32)
+    t = (size*tl.load(t_ptr + row*k + h, mask=h < k, other=0.0)).to(tl.float32)
+    for s in range(begin, end, NE):
+        at = s + tl.arange(0, NE); live = at < end; ok = live[:, None]
+        if not FE: ok = ok & (ke < e)[None, :]
+        a = tl.load(A_ptr + (columns_at(col_ptr, at, live, SHORT)*deep)[:, None] + ke[None, :], mask=ok, other=0.0)
+        tl.store(out_ptr + (at.to(tl.int64)*KD)[:, None] + h[None, :], tl.dot(a, b, tl.zeros([NE, KD], tl.float32) + t[None, :], input_precision="tf32x3"), mask=live[:, None])
+
 # %% ../nbs/15_kernels_truncated.ipynb #ded71ebb
 class TritonSparse(Sparse):
     "A sparse matrix whose products run in Triton; `problems` blocks on its diagonal; columns in sixteen bits where they fit."
@@ -235,6 +251,20 @@ class TritonSparse(Sparse):
                self.rows//self.problems, k, self.width, out.stride(-2), tiles, per, warps=1, KV=KV, NE=NE, SCALE=scale is not None, SUB=p is not None, NEXT=next is not None, DOTS=dots is not None, GATE=gate is not None,
                SHORT=self.short, FULL=before is not None or KV == k, F=_F[V.dtype], G=_F[self.val.dtype], CHAIN=chained(out.device))
         return out
+    @cached_property
+    def crossed(self):
+        "The transpose, whose columns are the entries of this matrix, wherever they lie."
+        col = self.columns.long(); order = col.sort(stable=True).indices; count = torch.bincount(col, minlength=self.width)
+        return TritonSparse(torch.cat([count.new_zeros(1), count.cumsum(0)]).int(), order.int(), self.val[order], len(col), self.problems)
+    def scored(self, A, B, t, factor, scale):
+        "(width, k) `scale_j sum_i val_ij factor_i (t_ih - <A_j, B_hi>)`: A (width, e), B (k, rows, e) float64, t (rows, k); None where a plain product serves as well."
+        k, e = len(B), A.shape[-1]
+        if not 16 <= e <= 64 or k < 8 or self.val.dtype != torch.float32: return None
+        S, out = torch.empty(len(self.val), 16, device=A.device), []
+        for b, c in zip(B.split(16), t.split(16, 1)):
+            launch(scores_kernel, (self.rows,), self.crow, self.col, A, b.contiguous(), c.contiguous(), factor, S, self.rows, len(b), e, warps=2, KD=16, KE=pow2(e, 64), NE=32, FE=pow2(e, 64) == e, SHORT=self.short)
+            out.append(self.crossed.times(S, scale=scale)[:, :len(b)])
+        return torch.cat(out, 1)
     def cast(self, t): return t.to(self.val.dtype).contiguous()
     def weighted(self, A, B, alpha, beta, V, scale=None):
         "A (ka, rows, e), B (kb, width, e), alpha (k, rows), beta (k, width), V (width, q) -> (k, rows, q), see `weighted_kernel`."
