@@ -7,6 +7,7 @@ __all__ = ['pairs_kernel', 'coarse', 'pairs', 'entries_kernel', 'pow2', 'columns
            'weighted_kernel', 'scores_kernel', 'TritonSparse']
 
 # %% ../nbs/15_kernels_truncated.ipynb #fedb05e3
+import math
 from functools import cached_property
 
 import torch
@@ -118,17 +119,17 @@ def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
                 KV: tl.constexpr, NE: tl.constexpr, SCALE: tl.constexpr, SUB: tl.constexpr, NEXT: tl.constexpr, DOTS: tl.constexpr, GATE: tl.constexpr, SHORT: tl.constexpr, FULL: tl.constexpr, F: tl.constexpr, G: tl.constexpr, CHAIN: tl.constexpr):
     "Rows of a sparse matrix times columns, `pitch` apart in the result. SCALE: by a factor of the row; SUB: subtracted from p; NEXT: the result times the factor once more; DOTS: partial products of the result with p and e; FULL: V comes in blocks of KV columns, one after the other. The next entries are on their way while these are gathered."
     in_turn(CHAIN)
-    pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); tile = pid % tiles; kv = tl.arange(0, KV); c = tl.program_id(1)*KV + kv; has = c < k
+    pid = tl.program_id(0); first = pid.to(tl.int64); kv = tl.arange(0, KV); c = tl.program_id(1)*KV + kv; has = c < k
+    if DOTS: first = first//tiles*n + pid % tiles*per   # rows in turn; otherwise just one
     wide = KV if FULL else k   # told when compiled, columns are read four at a time
     V = V_ptr + (tl.program_id(1).to(tl.int64)*width*KV if FULL else tl.program_id(1)*KV)
     dot = tl.zeros([KV], tl.float64); dot_e = tl.zeros([KV], tl.float64)
-    for g in range(per):
-        i = tile*per + g; row = b*n + i; live = i < n; ok = has & live
-        begin = tl.load(crow_ptr + row, mask=live, other=0); end = tl.load(crow_ptr + row + 1, mask=live, other=0)
+    for g in range(tl.minimum(per, n - pid % tiles*per) if DOTS else 1):
+        row = first + g; begin = tl.load(crow_ptr + row); end = tl.load(crow_ptr + row + 1)
         if GATE: end = tl.where(tl.load(gate_ptr) > 0, end, begin)
         cell = row*pitch + c
-        if SCALE: size = tl.load(scale_ptr + row, mask=live, other=0.0)
-        if SUB: p = tl.load(p_ptr + cell, mask=ok, other=0.0)
+        if SCALE: size = tl.load(scale_ptr + row)
+        if SUB: p = tl.load(p_ptr + cell, mask=has, other=0.0)
         if KV == 1: acc = tl.zeros([NE], F)
         else: acc = tl.zeros([KV], F)
         at = begin + tl.arange(0, NE); inside = at < end
@@ -146,11 +147,11 @@ def spmm_kernel(crow_ptr, col_ptr, val_ptr, V_ptr, scale_ptr, p_ptr, e_ptr, out_
         if SUB:
             out = p - out
             if DOTS:
-                dot += p*out; dot_e += out*tl.load(e_ptr + row, mask=live, other=0.0)
-        tl.store(out_ptr + cell, out, mask=ok)
-        if NEXT: tl.store(next_ptr + cell, (out*size).to(F), mask=ok)
+                dot += p*out; dot_e += out*tl.load(e_ptr + row)
+        tl.store(out_ptr + cell, out, mask=has)
+        if NEXT: tl.store(next_ptr + cell, (out*size).to(F), mask=has)
     if DOTS:
-        at = (b*tiles + tile)*2*k + c
+        at = pid.to(tl.int64)*2*k + c
         tl.store(dots_ptr + at, dot, mask=has); tl.store(dots_ptr + at + k, dot_e, mask=has)
 
 # %% ../nbs/15_kernels_truncated.ipynb #9a5330f1
@@ -161,10 +162,10 @@ def add_scores(w, a, b, KD: tl.constexpr):
     else: w = tl.dot(b, a, w, input_precision="tf32x3")
     return w
 
-@triton.jit(do_not_specialize=["rows", "width", "ka", "kb", "k", "e", "q"])
-def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_ptr, V_ptr, last_ptr, scale_ptr, out_ptr, rows, width, ka, kb, k, e, q,
+@triton.jit(do_not_specialize=["rows", "width", "ka", "kb", "k", "e", "q", "part"])
+def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_ptr, V_ptr, last_ptr, scale_ptr, out_ptr, rows, width, ka, kb, k, e, q, part,
                     KD: tl.constexpr, KE: tl.constexpr, KQ: tl.constexpr, FE: tl.constexpr, FQ: tl.constexpr, LAST: tl.constexpr, SAME: tl.constexpr, SCALE: tl.constexpr, NE: tl.constexpr, SHORT: tl.constexpr, F: tl.constexpr, FK: tl.constexpr):
-    "sum_j val_ij (<A_i, B_j> + alpha_i + beta_j) V_j for one row and KD directions, which share B if they are several; LAST: one more column on its own; SAME: the others are B times that; SCALE: by a factor of the row; FE, FQ, FK: one block holds all features, columns, directions."
+    "sum_j val_ij (<A_i, B_j> + alpha_i + beta_j) V_j for one row and KD directions, which share B if they are several; LAST: one more column on its own; SAME: the others are `part` times B times that; SCALE: by a factor of the row; FE, FQ, FK: one block holds all features, columns, directions."
     row = tl.program_id(0).to(tl.int64); first = tl.program_id(1).to(tl.int64)*KD; h = first + tl.arange(0, KD); q0 = tl.program_id(2)*KQ; some = h < k
     begin = tl.load(crow_ptr + row); end = tl.load(crow_ptr + row + 1); deep = KE if FE else e; wide = KQ if FQ else q; many = KD if FK else k   # told when compiled, numbers are read four at a time
     ke = tl.arange(0, KE); kq = q0 + tl.arange(0, KQ); has = kq < q
@@ -198,6 +199,7 @@ def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_pt
         if KD == 1: acc += v*w
         else: acc = tl.dot(tl.trans(v), w, acc, input_precision="tf32x3")
     if KD == 1: acc = tl.sum(acc, 0)[:, None]
+    if SAME: acc *= part
     out = out_ptr + (h*rows + row)*(q + LAST); acc = acc.to(tl.float64); tail = tl.sum(last, 0).to(tl.float64)
     if SCALE:
         factor = tl.load(scale_ptr + row)
@@ -227,10 +229,10 @@ class TritonSparse(Sparse):
         super().__init__(crow, col.short() if self.short else col, val, width)
     @property
     def columns(self): return self.col.int() & 0xFFFF if self.short else self.col
-    def tiling(self, k):
-        "Entries a step; programs of one problem, and rows that each of them takes in turn: one, unless it sums products (one column). Measured on an H100."
-        n = self.rows//self.problems; per = -(-n//4096) if k == 1 else 1
-        return min(128, max(32, 1024//pow2(k, 64))), -(-n//per), per
+    def turns(self, sums=True):
+        "Programs of one problem, and rows that each of them takes in turn: one, unless it sums products."
+        n = self.rows//self.problems; per = -(-n//4096) if sums else 1
+        return -(-n//per), per
     few = 4                                            # columns up to which a product is summed in double precision
     def __matmul__(self, V): return self.times(V)
     def times(self, V, out=None, scale=None, p=None, e=None, next=None, dots=None, gate=None, before=None):
@@ -245,10 +247,10 @@ class TritonSparse(Sparse):
         else:
             blocks = torch.empty(chunks, len(V), KV, dtype=V.dtype if k <= self.few else self.val.dtype, device=V.device)
             torch.mul(before[:, None, None], V.unflatten(1, (chunks, -1)), out=blocks[..., :k].movedim(0, 1)); V = blocks
-        NE, tiles, per = self.tiling(k)
+        tiles, per = self.turns(dots is not None)
         or_ = lambda t, other: other if t is None else t
         launch(spmm_kernel, (self.problems*tiles, chunks), self.crow, self.col, self.val, V, or_(scale, out), or_(p, out), or_(e, out), out, or_(next, V), or_(dots, out), or_(gate, self.crow),
-               self.rows//self.problems, k, self.width, out.stride(-2), tiles, per, warps=1, KV=KV, NE=NE, SCALE=scale is not None, SUB=p is not None, NEXT=next is not None, DOTS=dots is not None, GATE=gate is not None,
+               self.rows//self.problems, k, self.width, out.stride(-2), tiles, per, warps=1, KV=KV, NE=min(128, max(32, 1024//KV)), SCALE=scale is not None, SUB=p is not None, NEXT=next is not None, DOTS=dots is not None, GATE=gate is not None,
                SHORT=self.short, FULL=before is not None or KV == k, F=_F[V.dtype], G=_F[self.val.dtype], CHAIN=chained(out.device))
         return out
     @cached_property
@@ -266,16 +268,21 @@ class TritonSparse(Sparse):
             out.append(self.crossed.times(S, scale=scale)[:, :len(b)])
         return torch.cat(out, 1)
     def cast(self, t): return t.to(self.val.dtype).contiguous()
+    def part(self, V, B):
+        "The factor with which the columns of V are B times the last one of them, or zero: points are gathered once if they are features and columns."
+        if V.is_cuda and torch.cuda.is_current_stream_capturing(): return 0.
+        W = V[:, -1:]*B[0].double(); part = (V[:, :-1].abs().max()/W.abs().max()).item()
+        return part if math.frexp(part)[0] == .5 and torch.equal(V[:, :-1], part*W) else 0.   # a power of two, as kernels take single precision
     def weighted(self, A, B, alpha, beta, V, scale=None):
         "A (ka, rows, e), B (kb, width, e), alpha (k, rows), beta (k, width), V (width, q) -> (k, rows, q), see `weighted_kernel`."
         k, (e, q) = len(alpha), (A.shape[-1], V.shape[-1]); F = self.val.dtype; last = int(q > 1 and (q - 1) & (q - 2) == 0)
-        same = last and e == q - 1 and len(B) == 1 and self.known("same", lambda V, B: not (V.is_cuda and torch.cuda.is_current_stream_capturing()) and torch.equal(V[:, :-1], V[:, -1:]*B[0].double()), V, B)
+        part = self.known("part", self.part, V, B) if last and e == q - 1 and len(B) == 1 and pow2(e, 64) == e else 0.
         V, tail = self.known("split", lambda V: (self.cast(V[:, :q-last]), self.cast(V[:, -1])), V); A, B, alpha, beta = self.cast(A), self.cast(B), alpha.mT.contiguous(), self.cast(beta.mT)
         KE, KQ = pow2(e, 64), pow2(q - last, 64); KD = 16 if k > 1 and len(B) == 1 and F == torch.float32 and min(KE, KQ) >= 16 else 1
         NE, W = (32, 2) if KD > 1 else (16, 2) if e > 16 else (max(16, 2048//max(KE, KQ)), 4); chunks = -(-(q - last)//KQ)
         out = torch.empty(k, self.rows, q, dtype=torch.float64, device=V.device)
-        launch(weighted_kernel, (self.rows, -(-k//KD), chunks), self.crow, self.col, self.val, A, B, alpha, beta, V, tail, tail if scale is None else scale, out, self.rows, self.width, len(A), len(B), k, e, q - last,
-               warps=W, KD=KD, KE=KE, KQ=KQ, FE=KE == e, FQ=KQ == q - last, LAST=last, SAME=bool(same and KE == e), SCALE=scale is not None, NE=NE, SHORT=self.short, F=_F[F], FK=k == KD)
+        launch(weighted_kernel, (self.rows, -(-k//KD), chunks), self.crow, self.col, self.val, A, B, alpha, beta, V, tail, tail if scale is None else scale, out, self.rows, self.width, len(A), len(B), k, e, q - last, part,
+               warps=W, KD=KD, KE=KE, KQ=KQ, FE=KE == e, FQ=KQ == q - last, LAST=last, SAME=part > 0, SCALE=scale is not None, NE=NE, SHORT=self.short, F=_F[F], FK=k == KD)
         return out
 
 # %% ../nbs/15_kernels_truncated.ipynb #f1ae9113

@@ -109,9 +109,8 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
         i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(inside, has, FULL); o = (b*n + j)[:, None]*wide + c[None, :]; below = cells((j < n) & some, has, FULL)
         q = tl.load(q_ptr + i, mask=live, other=0.0); r = tl.load(r_ptr + i, mask=live, other=0.0); p = tl.load(p_ptr + i, mask=live, other=0.0); x = tl.load(x_ptr + i, mask=live, other=0.0)
         U = tl.load(U_ptr + o, mask=below, other=0.0); u = tl.load(u_ptr + o, mask=below, other=0.0)
-        if KM > 0 and KC > 1: ahead = tl.load(aw_ptr + (kk.to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :])
         bend, off = total_pair(dots_ptr + b*P*2*wide + c, P, wide, has, NULL, FULL, KC, 2048 if KC == 1 else 128); good = going & (bend > 0)   # with the vectors on their way
-        alpha = tl.where(good, total(rp_ptr + b*G*wide + c, G, wide, has, FULL, KC, 256)/tl.where(good, bend, 1.0), 0.0); moves = good[None, :]
+        alpha = tl.where(good, total(rp_ptr + b*G*wide + c, G, wide, has, FULL, KC, 128)/tl.where(good, bend, 1.0), 0.0); moves = good[None, :]
         if NULL: q -= off[None, :]*tl.load(e_ptr + b*m + j, mask=inside, other=0.0)[:, None]
         r = tl.where(moves, r - alpha[None, :]*q, r); acc += r*r
         tl.store(r_ptr + i, r, mask=live); tl.store(x_ptr + i, tl.where(moves, x + alpha[None, :]*p, x), mask=live); tl.store(U_ptr + o, tl.where(moves, U + alpha[None, :]*u, U), mask=below)
@@ -121,8 +120,7 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
         if KM > 0:
             low = r.to(tl.float32)
             for k0 in tl.static_range(0, KM, 4096//BLOCK):
-                if k0 == 0 and KC > 1: aw = ahead
-                else: aw = tl.load(aw_ptr + ((k0 + kk).to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :])
+                aw = tl.load(aw_ptr + ((k0 + kk).to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :])
                 if KC == 1: part = tl.sum(aw*tl.trans(low), 1)[:, None]
                 else: part = tl.dot(aw, low, input_precision="tf32x3")
                 if KC == 1: c_at = c_ptr + ((b*KM + k0 + kk)*G + g)[:, None]
@@ -144,13 +142,11 @@ def direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, rr_ptr, rp_
     for h in range(per):
         j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells((j < m) & some, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]
         r = tl.load(r_ptr + i, mask=live, other=0.0); old = tl.load(p_ptr + i, mask=live, other=0.0); factor = tl.load(w_ptr + b*stride + j, mask=j < m, other=0.0)[:, None]
-        if KM > 0 and KC > 1: ahead = tl.load(mode_ptr + (kk.to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :])
-        new = total(rr_ptr + b*G*wide + c, G, wide, has, FULL, KC, 256); good = going & (new >= 0); p = r + tl.where(good, new/rr, 0.0)[None, :]*old
+        new = total(rr_ptr + b*G*wide + c, G, wide, has, FULL, KC, 128); good = going & (new >= 0); p = r + tl.where(good, new/rr, 0.0)[None, :]*old
         if KM > 0:
             fix = tl.zeros([BLOCK, KC], tl.float32)
             for k0 in tl.static_range(0, KM, 4096//BLOCK):
-                if k0 == 0 and KC > 1: mode = ahead
-                else: mode = tl.load(mode_ptr + ((k0 + kk).to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :])
+                mode = tl.load(mode_ptr + ((k0 + kk).to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :])
                 if KC == 1:
                     share = tl.sum(tl.load(c_ptr + ((b*KM + k0 + kk)*G)[:, None] + gg[None, :], mask=(gg < G)[None, :], other=0.0), 1)
                     fix += tl.sum(share[:, None]*mode, 0)[:, None]
@@ -176,8 +172,8 @@ def shares_kernel(part_ptr, out_ptr, G, k, KM: tl.constexpr, BLOCK: tl.constexpr
     "Products of several residuals with the slow modes, their parts added."
     in_turn(CHAIN)
     at = tl.program_id(0)*BLOCK + tl.arange(0, BLOCK); b = tl.program_id(1).to(tl.int64); size = KM*k; acc = tl.zeros([BLOCK], tl.float32)
-    for g in range(0, G, 64):
-        part = g + tl.arange(0, 64)
+    for g in range(0, G, 32):
+        part = g + tl.arange(0, 32)
         acc += tl.sum(tl.load(part_ptr + ((b*G + part)*size)[:, None] + at[None, :], mask=(part < G)[:, None] & (at < size)[None, :], other=0.0), 0)
     tl.store(out_ptr + b*size + at, acc, mask=at < size)
 
@@ -208,7 +204,7 @@ class SparseProducts:
         self.r, self.c = (s.bias - g.u0).exp().reshape(-1).contiguous(), (s.T.bias - g.v0).exp().reshape(-1).contiguous()
         dev, F = self.r.device, torch.float64 if k == 1 else self.K.val.dtype
         self.next, self.mid = torch.empty(self.K.width, k, dtype=F, device=dev), torch.empty(self.K.rows, k, dtype=F, device=dev)
-        self.w, self.stride, self.k = self.c, s.p.b.shape[-1], k; self.P = self.KT.tiling(1)[1] if k == 1 else slices(self.stride, k, 128)[0]
+        self.w, self.stride, self.k = self.c, s.p.b.shape[-1], k; self.P = self.KT.turns()[0] if k == 1 else slices(self.stride, k)[0]
     def __call__(self, p, u, q, e, dots, gate):
         self.K.times(self.next, u, self.r, next=self.mid, gate=gate)
         if self.k == 1: self.KT.times(self.mid, q, self.c, p=p, e=e, dots=dots, gate=gate)
@@ -236,13 +232,13 @@ class StreamedProducts:
         self._half(self.sT, self.bv, self.u[0], self.mid, self.v[1], p, e, q, None, dots, gate)
 
 # %% ../nbs/16_krylov.ipynb #db047e10
-def slices(m, k=1, size=None):
+def slices(m, k=1):
     "Programs that share the rows of a system of k columns, blocks of rows for each of them, and rows in a block."
-    size = size or ((64 if k > 1 else 128) if m <= 1 << 14 else 128 if k > 1 else 256 if m <= 1 << 16 else 1024); per = -(-m//(size*256)); return -(-m//(size*per)), per, size
+    size = 128 if m <= 1 << 14 or k > 1 else 256 if m <= 1 << 16 else 1024; per = -(-m//(size*256)); return -(-m//(size*per)), per, size
 
 def column_dots(p, q, e, dots): # (B, m, k), (B, m, k), (B, m), (B, programs, 2, k)
     "Partial products of the columns of q with those of p and with e."
-    B, m, k = p.shape; P, per, size = slices(m, k, 128)
+    B, m, k = p.shape; P, per, size = slices(m, k)
     launch(dots_kernel, (P, B, -(-k//16)), p, q, e, dots, m, k, per, KC=16, FULL=k == 16, BLOCK=size, CHAIN=chained(q.device))
 
 class WideProducts:
@@ -252,7 +248,7 @@ class WideProducts:
         self.g = s.p.geom; dev = s.root.device; B = max(1, math.prod(self.g.batch)); self.k = k
         self.u, self.v = s.bias.contiguous(), s.T.bias.contiguous()
         self.stride = s.p.b.shape[-1]; self.w = torch.ones(B, self.stride, dtype=torch.float64, device=dev)
-        self.next = torch.empty(B, self.stride, k, dtype=torch.float64, device=dev); self.P = slices(self.stride, k, 128)[0]
+        self.next = torch.empty(B, self.stride, k, dtype=torch.float64, device=dev); self.P = slices(self.stride, k)[0]
     def __call__(self, p, u, q, e, dots, gate):
         shape = lambda t: t.reshape(*self.g.batch, -1, self.k)
         u.copy_(_product(self.g, self.u, self.v, shape(self.next)).reshape(u.shape))
@@ -300,7 +296,7 @@ class DeviceCG:
         if self.modes.W is self.W and cap == (0 if self.kept is None else self.kept.shape[1]): return
         self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self._fresh()
         if W is not None: # rows, as many as the kernels take at once, in single precision: a direction need not be conjugate to the last bit
-            rows = lambda t: torch.nn.functional.pad(t.mT.float(), (0, self.G*self.per*self.size - self.m, 0, -t.shape[1] % max(32, 4096//self.size))).contiguous()
+            rows = lambda t: torch.nn.functional.pad(t.mT.float(), (0, self.G*self.per*self.size - self.m, 0, -t.shape[1] % 32)).contiguous()
             self.rows, self.A_rows = rows(W), rows(self.modes.AW); self.c = torch.zeros(self.B, self.G, len(self.rows), self.k, device=W.device); self.share = self.c if self.k == 1 else torch.zeros_like(self.c[:, 0])
     def _both(self, t): Nt = self.s.N(t); return self.s.T.project(t - self.s.T.N(Nt)), Nt
     def _step(self, slot):
@@ -317,7 +313,7 @@ class DeviceCG:
         "A new p, and the account."
         k, r, w, (grid, shape) = self.k, self.r, self.prod, self._grid()
         W, share, KM = (self.rows, self.share, len(self.rows)) if self.W is not None else (r, r, 0)
-        if KM and k > 1: launch(shares_kernel, (-(-KM*k//32), self.B), self.c, share, self.G, k, KM=KM, BLOCK=32, CHAIN=self.chain)
+        if KM and k > 1: launch(shares_kernel, (-(-KM*k//64), self.B), self.c, share, self.G, k, KM=KM, BLOCK=64, CHAIN=self.chain)
         launch(direction_kernel, grid, r, self.p, W, share, w.w, w.next, self.rr, self.rp, self.table, self.gate, self.m, k, w.stride, 150, self.per, slot, self.B*k,
                F=_F[w.next.dtype], W=_F[w.w.dtype], GP=max(16, 1 << (self.G - 1).bit_length()), KM=KM, **shape)
     def _block(self):
