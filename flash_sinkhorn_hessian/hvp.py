@@ -145,7 +145,7 @@ class ConjugateGradients:
         max_iter:int=1000,
         ridge:float=0.,     # added to the spectrum of the complement; biases the answer
     ):
-        self.s, self.tol, self.max_iter, self.ridge, self.info, self.blind, self.steps = s, tol, max_iter, ridge, None, False, 0   # blind: nothing may wait for a number
+        self.s, self.tol, self.max_iter, self.ridge, self.info, self.blind, self.steps, self.run = s, tol, max_iter, ridge, None, False, 0, None   # blind: nothing may wait for a number; run: a record of the whole product, if there is one
 
     def __call__(self, w:Tensor, z:Tensor) -> tuple: # scaled right-hand sides (..., n, k), (..., m, k); one may be None for zero
         "Both blocks of the solution, in scaled form; of one cloud that moves on both sides alike the first, and what is left of w if that is known. Two passes a step."

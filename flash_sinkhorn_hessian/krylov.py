@@ -445,7 +445,10 @@ class WholeProduct:
             if cg: cg.blind, cg.cut = 0, None
         self.graphs = graphs if len(graphs) == 1 else [graphs[0], *[graphs[1]]*(steps//PART), graphs[2]]
         self.alive = [list(g._known), list(g.T._known)]; self.host = torch.empty(self.stats.shape, dtype=torch.float64, pin_memory=True); self.done = torch.cuda.Event()
+    @property
+    def valid(self): return self.cg is None or self.cg.W is self.W      # with other slow modes there is another record
     def __call__(self, tensors, solver):
+        if not self.valid or torch.cuda.is_current_stream_capturing(): return None
         for mine, t in zip(self.inputs, tensors): mine.copy_(t)
         for graph in self.graphs: graph.replay()
         self.host.copy_(self.stats, non_blocking=True); self.done.record()
@@ -474,8 +477,9 @@ def whole_product(
         cg = (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
         if cg is None or cg.kept is not None or cg.last > 256 or not cg._recorded(): return None
     run = kept.get(key)
-    if run is None or run.cg is not cg or cg and run.W is not cg.W: run = kept[key] = WholeProduct(s, cg, fn, tensors, solver)
+    if run is None or run.cg is not cg or not run.valid: run = kept[key] = WholeProduct(s, cg, fn, tensors, solver)
     if (out := run(tensors, solver)) is None: kept.pop(key); asked.pop(key, None)     # more steps than expected: the usual road, and a new recording next time
+    else: solver.run = run
     return out
 
 TritonGeometry.whole_product = TritonSparse.whole_product = lambda self, *args: whole_product(*args)

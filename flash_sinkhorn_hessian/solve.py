@@ -165,6 +165,7 @@ class Solution:
         self.cg_info = None                                # how the last linear solve ended
         self._solvers = {}                                 # factorisations, by ridge
         self._leaves = None                                # what autograd is to differentiate in
+        self._again = (None,)*3                            # the last product, if it was recorded from end to end, and how it was solved
 
     @cached_property
     def _second(self): # moments for second derivatives: on the pairs that matter, where they are few
@@ -409,7 +410,7 @@ def _linear_solver(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
 def _hvp(sol, v, out, options, dtype=torch.float64): # v: dict of (..., k, ...) directions
     solver = _linear_solver(sol, **options)
     res = hvp(sol._second, v, out, solver, sol._system, dtype)
-    sol.cg_info = getattr(solver, "info", None) or SolveInfo(0, 0., 1., True, "cholesky")
+    sol.cg_info = getattr(solver, "info", None) or SolveInfo(0, 0., 1., True, "cholesky"); sol._solver = solver
     if not sol.converged:
         _warn("this Hessian-vector product is taken at potentials that have not converged "
               f"(marginal_error {sol.marginal_error:.2g}): expect a relative error of that order over the spectral gap")
@@ -446,7 +447,11 @@ def _products(sol, out, stacked): # back to the user's layout
 # %% ../nbs/10_solve.ipynb #ecff629a
 @_method("_product")
 def _product(self, v, u, w, options, dtype=torch.float64): # derivative of the gradient in u along direction v of w
-    return _hvp(self, {w: v}, (u,), options, dtype)[u]
+    asked, (before, run, solver) = (u, w, options, dtype, v.shape), self._again
+    if asked == before and (out := run((v,), solver)): self.cg_info = solver.info; return out[0]      # the question of last time, and recorded: nothing to be worked out
+    out = _hvp(self, {w: v}, (u,), options, dtype)[u]; run = getattr(self._solver, "run", None)
+    self._again = (asked, run, self._solver) if run and self.converged else (None,)*3
+    return out
 
 @_method("hvp")
 def _hvp_method(self,
