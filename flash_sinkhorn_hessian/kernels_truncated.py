@@ -225,7 +225,7 @@ def scores_kernel(crow_ptr, col_ptr, A_ptr, B_ptr, t_ptr, factor_ptr, out_ptr, r
 class TritonSparse(Sparse):
     "A sparse matrix whose products run in Triton; `problems` blocks on its diagonal; columns in sixteen bits where they fit."
     def __init__(self, crow, col, val, width, problems=1):
-        self.short, self.problems, self.known = width <= 1 << 16, problems, Remembered(4)
+        self.short, self.problems, self.known, self.parts = width <= 1 << 16, problems, Remembered(4), Remembered(2)
         super().__init__(crow, col.short() if self.short else col, val, width)
     @property
     def columns(self): return self.col.int() & 0xFFFF if self.short else self.col
@@ -276,7 +276,7 @@ class TritonSparse(Sparse):
     def weighted(self, A, B, alpha, beta, V, scale=None):
         "A (ka, rows, e), B (kb, width, e), alpha (k, rows), beta (k, width), V (width, q) -> (k, rows, q), see `weighted_kernel`."
         k, (e, q) = len(alpha), (A.shape[-1], V.shape[-1]); F = self.val.dtype; last = int(q > 1 and (q - 1) & (q - 2) == 0)
-        part = self.known("part", self.part, V, B) if last and e == q - 1 and len(B) == 1 and pow2(e, 64) == e else 0.
+        part = self.parts("part", self.part, V, B) if last and e == q - 1 and len(B) == 1 and pow2(e, 64) == e else 0.
         V, tail = self.known("split", lambda V: (self.cast(V[:, :q-last]), self.cast(V[:, -1])), V); A, B, alpha, beta = self.cast(A), self.cast(B), alpha.mT.contiguous(), self.cast(beta.mT)
         KE, KQ = pow2(e, 64), pow2(q - last, 64); KD = 16 if k > 1 and len(B) == 1 and F == torch.float32 and min(KE, KQ) >= 16 else 1
         NE, W = (32, 2) if KD > 1 else (16, 2) if e > 16 else (max(16, 2048//max(KE, KQ)), 4); chunks = -(-(q - last)//KQ)
