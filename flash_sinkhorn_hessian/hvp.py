@@ -209,10 +209,12 @@ def right_hand_side(
     p, k, w = m.p, _count(v), []
     if "x" in v and p.tau: w.append(-p.tau*m.density[..., None]*contract(p.geom, m.pull, v["x"].movedim(-3, -2)))
     if "y" in v:
-        V = v["y"].movedim(-3, -2); V = torch.cat([V, contract(p.geom, m.T.barycentre, V)[..., None]], -1)
-        V = p.geom.apply(m.u, m.wide_v, V.flatten(-2)).unflatten(-1, (k, -1))
-        ends = lasting(m, "ends", lambda: torch.cat([-2*lifted(m.T)[..., :-1], 2*lifted(m.T)[..., -1:]], -1))
-        w.append(contract(p.geom, ends, V))
+        V = v["y"].movedim(-3, -2); t = contract(p.geom, m.T.barycentre, V); short = getattr(p.geom, "scored", lambda *_: None)(m.u, m.wide_v, v["y"], t)
+        if short is not None: w.append(2*short)
+        else:
+            V = p.geom.apply(m.u, m.wide_v, torch.cat([V, t[..., None]], -1).flatten(-2)).unflatten(-1, (k, -1))
+            ends = lasting(m, "ends", lambda: torch.cat([-2*lifted(m.T)[..., :-1], 2*lifted(m.T)[..., -1:]], -1))
+            w.append(contract(p.geom, ends, V))
     if "b" in v: w.append(-p.eps * p.geom.apply(m.u, m.v, v["b"].mT))
     return sum(w[1:], w[0]) if w else torch.zeros(*p.a.shape, k, dtype=p.a.dtype, device=p.a.device)
 

@@ -127,6 +127,11 @@ class TruncatedGeometry(TwoSided):
         B = self.known("cast", lambda B: self.kernel.cast(stack(B)), B) if B.shape[-3] == 1 else stack(B)    # points, not a direction
         out = self.kernel.weighted(stack(A), B, thin(alpha), thin(beta), V, scale=self.rows(u).reshape(-1))
         return out.reshape(len(out), *u.shape, -1).movedim(0, -3)
+    def scored(self, u, v, B, t):
+        "(..., n, k) `sum_j K_ij (t_jh - <x_i, B_hj>)`, B (..., k, m, d), t (..., m, k), where the kernel knows a shorter way than a product of d + 1 columns; else None."
+        own = getattr(self._kernel_T, "scored", None); stack = lambda t: t.reshape(-1, t.shape[-1])
+        out = own and own(stack(self.x), B.movedim(-3, 0).flatten(1, -2), stack(t), self.columns(v).reshape(-1), self.rows(u).reshape(-1))
+        return None if out is None else out.reshape(*u.shape, -1)
     def schur_cg(self, s, rhs, tol, max_iter):
         "Conjugate gradients as the kernel's own product prefers them, see `solve_schur`; None if it does not mind."
         own = getattr(self.kernel, "schur_cg", None)

@@ -64,6 +64,10 @@ def gradients(dtype, rho, k, short):
     if short:
         sparse = lambda n, m: kt.TritonSparse(torch.arange(n + 1).int(), torch.zeros(n).int(), torch.zeros(n, dtype=dtype), m)
         G = TruncatedGeometry(G, sparse(40, 50), sparse(50, 40), f, g)
+        if k == 16: # what comes before and after: wide products, scores at the entries, weighted ones of sixteen directions and of one
+            M, h, w = G.kernel, torch.zeros(50).double(), torch.zeros(40).double(); M.times(torch.zeros(50, 81).double(), before=h, scale=w); M.scored(torch.zeros(50, 64), torch.zeros(16, 40, 64).double(), torch.zeros(40, 16).double(), w, h)
+            for j in (16, 1):
+                for B in (torch.ones(1, 50, 64), torch.zeros(1, 50, 64)): M.weighted(torch.zeros(j, 40, 64), B, torch.zeros(j, 40).double(), torch.zeros(j, 50).double(), torch.ones(50, 65).double(), scale=w)
     s = ScaledSystem(Moments(replace(D, geom=G), f, g)); cg = krylov.DeviceCG(s, k); cg._start(torch.zeros(1, 50, k).double(), cg.goal(1e-6)); cg._block()
 
 if sys.argv[1] == "gradients":
@@ -83,4 +87,4 @@ def test_every_kernel_compiles_and_fits(problems):
     r = subprocess.run([sys.executable, "-c", SCRIPT, problems], capture_output=True, text=True, env=env, timeout=300)
     assert r.returncode == 0, r.stdout + r.stderr[-3000:]
     if "no assembler" in r.stdout: pytest.skip("Triton came without an assembler")
-    assert "compiled" in r.stdout and all(f"'{k}_kernel'" in r.stdout for k in (("start", "residual", "direction", "spmm", "dots") if problems == "gradients" else ("marginal", "pairs", "plan", "finish_both"))), r.stdout
+    assert "compiled" in r.stdout and all(f"'{k}_kernel'" in r.stdout for k in (("start", "residual", "direction", "spmm", "dots", "scores", "weighted") if problems == "gradients" else ("marginal", "pairs", "plan", "finish_both"))), r.stdout

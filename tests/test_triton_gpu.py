@@ -83,6 +83,33 @@ def test_products_that_look_ahead():
     from flash_sinkhorn_hessian import kernels_plan
     assert ahead == (12 if kernels_plan.gluon and torch.cuda.get_device_capability()[0] == 9 else 0)
 
+def test_sparse_products_of_many_columns():
+    "Rows of no, few and many entries, columns in blocks and what is left of them, scores at the entries and sums over the transpose: against float64; then sixteen, ten and single directions of a solved problem."
+    import flash_sinkhorn_hessian.kernels_truncated as kt, flash_sinkhorn_hessian.truncated as tr
+    from flash_sinkhorn_hessian import solve
+    gen = torch.Generator("cuda").manual_seed(3); randn = lambda *s: torch.randn(*s, generator=gen, device="cuda").double()
+    n, m = 301, 2003; M = torch.rand(n, m, generator=gen, device="cuda")*(torch.rand(n, m, generator=gen, device="cuda") < torch.linspace(-.2, 1, n, device="cuda")[:, None]**3)
+    i, j = M.nonzero(as_tuple=True); S = kt.TritonSparse(torch.cat([j[:1]*0, torch.bincount(i, minlength=n).cumsum(0)]).int(), j.int(), M[i, j], m); M = M.double(); h, w = randn(m), randn(n)
+    for k in (1, 2, 3, 5, 16, 20, 64, 65, 100, 1040):
+        V = randn(m, k); size = (w[:, None]*M*h).abs() @ V.abs(); p, gate = randn(n, k), torch.ones(1, dtype=torch.int32, device="cuda")
+        assert ((S.times(V, before=h, scale=w) - (w[:, None]*M*h) @ V).abs() <= 1e-6*size).all() and torch.allclose(S @ V, M @ V, atol=1e-10), k
+        assert ((S.times(V.float(), torch.empty_like(p), w, p=p, gate=gate) - p + w[:, None]*(M @ V)).abs() <= 1e-6*((w[:, None]*M).abs() @ V.abs() + p.abs())).all(), k
+    for k, e in ((16, 64), (40, 48), (9, 17)):
+        A, B, t = randn(m, e).float(), randn(k, n, e), randn(n, k); want = h[:, None]*torch.einsum("ij,ijh->jh", w[:, None]*M, t[:, None] - torch.einsum("je,hie->ijh", A.double(), B))
+        assert (S.scored(A, B, t, w, h) - want).norm() < 1e-6*want.norm()
+        A, B, al, be = randn(k, n, e), randn(1, m, e).float().double(), randn(k, n), randn(k, m)
+        for V in (randn(m, e + 1), h.float().double()[:, None]*torch.cat([B[0]/2, torch.ones_like(B[0, :, :1])], 1)):
+            want = (M*(A @ B.mT + al[..., None] + be[:, None])) @ V; assert (S.weighted(A, B, al, be, V) - want).norm() < 2e-6*want.norm()
+    share = kt.SHARE, tr.SHARE; kt.SHARE = tr.SHARE = 1                   # these are not sparse
+    try:
+        for d, eps in ((64, .2), (3, .005)):
+            x, y = (torch.rand(600, d, generator=gen, device="cuda") for _ in range(2)); s, D = solve(x, y, eps=eps, tol=1e-6), solve(x.double(), y.double(), eps=eps, tol=1e-9, backend="dense")
+            assert isinstance(s._second.p.geom, tr.TruncatedGeometry)
+            for k in (16, 10, 1):
+                v = torch.randn(k, 600, d, generator=gen, device="cuda"); want = D.hvp(v.double(), tol=1e-11)
+                for _ in range(8): assert (s.hvp(v, tol=1e-8) - want).norm() < 2e-5*want.norm(), (d, k)
+    finally: kt.SHARE, tr.SHARE = share
+
 def test_a_script_may_end_while_kernels_compile():
     import subprocess, tempfile
     code = "import torch, flash_sinkhorn_hessian as f; x = torch.rand(3000, 3, device='cuda'); print(f.solve(x, x + .1, eps=.05).value.item())"
@@ -98,4 +125,4 @@ def test_a_new_size_compiles_nothing():
     run(3000); assert max(run(3001), run(3537), run(5000)) < .1
 
 if __name__ == "__main__":
-    for test in (test_interface, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_self_terms_and_bad_directions_in_recorded_products, test_recorded_loop_and_products, test_products_that_look_ahead, test_a_script_may_end_while_kernels_compile, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
+    for test in (test_interface, test_sparse_products_of_many_columns, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_self_terms_and_bad_directions_in_recorded_products, test_recorded_loop_and_products, test_products_that_look_ahead, test_a_script_may_end_while_kernels_compile, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
