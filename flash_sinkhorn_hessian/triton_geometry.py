@@ -61,8 +61,8 @@ def half_steps(
 def products(s:Scores):
     "Launch what a gradient launches, the first time and again with the same bias, on one block: these tiles do not depend on the number of points."
     s = sized(s, 1); new = lambda *shape, dtype=torch.float64: torch.empty(*shape, dtype=dtype, device=s.sqx.device)
-    u, bias, top = new(1, BLOCK), column_bias(s, new(1, BLOCK)), new(BLOCK, dtype=s.dtype)
-    for q in {1, 16, s.d, s.d + 1}: plan_product(s, u, bias, new(1, BLOCK, q)); plan_product(s, u, bias, new(1, BLOCK, q), top=top)
+    u, bias = new(1, BLOCK), column_bias(s, new(1, BLOCK)); known = settle(s, bias, new(1, 1, BLOCK, dtype=s.dtype))
+    for q in {1, 16, s.d, s.d + 1}: plan_product(s, u, bias, new(1, BLOCK, q)); plan_product(s, u, bias, new(1, BLOCK, q), known=known)
 
 def rehearse(s:Scores):
     "Compile in parallel what these operands are going to need; once for each kind of them, and other sizes in the background."
@@ -139,7 +139,7 @@ class TritonGeometry(TwoSided):
         t = t.double().expand(*self.batch, *tail).reshape(-1, *tail).contiguous()
         return t.clone() if t.data_ptr() % 16 else t
     def known(self, v):
-        "What is remembered of the last few column biases, by identity: [vector, version, prepared biases, largest scores (a list)]."
+        "What is remembered of the last few column biases, by identity: [vector, version, prepared biases, what products know (a list)]."
         for entry in self._known:
             if entry[0] is v and entry[1] == version(v): return entry
         self._known = [[v, version(v), column_bias(self.scores, self.flat(v)), []], *self._known[:3]]
@@ -202,9 +202,9 @@ def _lse(self, v, guess=None):
     "(..., n) `log sum_j exp(v_j - C_ij/eps)`; `guess` is about minus the answer, without one the safe pass is taken"
     return row_lse(self.scores, self.bias(v), None if guess is None else self.flat(guess)).reshape(*self.batch, -1)
 
-def _product(self, u, v, V, second=None): # remembers the largest scores that go with v
-    _, _, bias, tops = self.known(v); keep = None if tops else tops
-    return plan_product(self.scores, self.flat(u), bias, self.flat(V, 2), second, top=tops[0] if tops else None, keep=keep)
+def _product(self, u, v, V, second=None): # remembers what goes with v
+    _, _, bias, kept = self.known(v)
+    return plan_product(self.scores, self.flat(u), bias, self.flat(V, 2), second, *kept, keep=kept)
 
 @_geometry
 def _apply(self, u, v, V):

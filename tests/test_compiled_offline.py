@@ -27,9 +27,9 @@ def everything(d, eps, n=300, m=200):
     "Passes, products and weighted products of one problem, at the configurations of the tables."
     x, y = torch.rand(1, n, d) - .5, torch.rand(1, m, d) - .5; s = ks.prepare(x, y, eps, (.9*d**.5/1.7,)*2); u, v = torch.zeros(1, n).double(), torch.zeros(1, m).double(); par = torch.ones(3).double()
     bias, biasT = ks.column_bias(s, v), ks.column_bias(s.T, u); out = torch.empty_like(u); ks.sweep(s, u, bias, out, par, cfg=(*ks.marginal_config(s)[:4], 99)); ks.sweep(s, u, bias, out, par, safe=True); ks.marginals(s, u, v, bias)
-    ks.both_updates(s, u, v, bias, biasT, (par, u, u), (par, v, v), out, out); top = torch.zeros(1024)
+    ks.both_updates(s, u, v, bias, biasT, (par, u, u), (par, v, v), out, out); known = kp.settle(s, bias, torch.zeros(1, 1, 384))
     e = [torch.zeros(1, 1, k, d).double() for k in (n, m)]; second = kp.second_score(s, *e, torch.zeros(1, 1, n).double(), torch.zeros(1, 1, m).double())
-    for q in (1, 16, 64): V = torch.zeros(1, m, q).double(); kp.plan_product(s, u, bias, V); kp.plan_product(s, u, bias, V, top=top)
+    for q in (1, 16, 64): V = torch.zeros(1, m, q).double(); kp.plan_product(s, u, bias, V); kp.plan_product(s, u, bias, V, known=known)
     kp.plan_product(s, u, bias, torch.zeros(1, m, 1 + d).double(), second)
     try: kt.pairs(kt.coarse(type("G", (), dict(scores=s, x=x, y=y, eps=eps))()), ((u, v), (u, v)), 20.)
     except Exception: pass                                  # nothing was counted

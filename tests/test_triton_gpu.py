@@ -79,7 +79,7 @@ def test_products_that_look_ahead():
         s = prepare(x, y, eps, [t.norm(dim=-1).max().item() for t in (x, y)]); v = (b/b.sum(-1, True)).log(); D = DenseGeometry(x.double(), y.double(), eps); r = -D.lse(v); bias = column_bias(s, v); ahead += looks_ahead(s, x.device)
         for q in (64, 65, 49, 130):
             V = torch.randn(B, m, q, generator=gen, device="cuda").double()*torch.logspace(-6, 6, q, device="cuda").double(); keep = []; plan_product(s, r, bias, V, keep=keep); want = D.plan(r, v) @ V; unit = want.abs().amax((0, 1))
-            for shift in (0, 0, 300): assert (((plan_product(s, r + shift, bias, V, top=keep[0])[:, 0]/math.exp(shift) - want)/unit).norm()/(want/unit).norm()) < 3e-6, (n, m, d, q, shift)
+            for shift in (0, 0, 300): assert (((plan_product(s, r + shift, bias, V, known=keep[0])[:, 0]/math.exp(shift) - want)/unit).norm()/(want/unit).norm()) < 3e-6, (n, m, d, q, shift)
     from flash_sinkhorn_hessian import kernels_plan
     assert ahead == (12 if kernels_plan.gluon and torch.cuda.get_device_capability()[0] == 9 else 0)
 
