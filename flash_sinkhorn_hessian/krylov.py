@@ -6,7 +6,7 @@
 __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'PART', 'ROOM', 'cells', 'total', 'total_pair',
            'dots_kernel', 'start_kernel', 'residual_kernel', 'direction_kernel', 'shares_kernel', 'total_kernel',
            'SparseProducts', 'StreamedProducts', 'slices', 'column_dots', 'WideProducts', 'account', 'DeviceCG',
-           'schur_cg', 'contract_kernel', 'Replayed', 'recorded', 'WholeProduct', 'whole_product']
+           'schur_cg', 'contract_kernel', 'remembered', 'Replayed', 'recorded', 'WholeProduct', 'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -409,6 +409,15 @@ TruncatedGeometry.contract = lambda self, A, V: contract(self.parent, A, V)
 PART = 16        # steps of a solve in a graph of their own, where there are at least twice as many
 ROOM = 1 << 24   # numbers in a direction up to which a product is recorded: a recording keeps its inputs and results
 
+def remembered(
+    geom, # a geometry
+) -> list: # of lists
+    "All that a geometry, its parent and their kernels remember of earlier calls: a graph holds addresses, not tensors, so what it may read must stay alive with it."
+    g, both = getattr(geom, "parent", geom), lambda one: (one, one.T)
+    kept = [list(side._known) for side in both(g)]
+    if g is not geom: kept += [list(t.known.rows) for t in (*both(geom), geom.kernel, geom.T.kernel)]
+    return kept
+
 class Replayed:
     "A function of tensors that becomes a CUDA graph when it is called for the third time; until then it is just called."
     def __init__(self): self.calls, self.graph = 0, None
@@ -416,8 +425,7 @@ class Replayed:
         self.calls += 1
         if self.calls < 3 or not tensors[0].is_cuda or INTERPRETED or max(t.numel() for t in tensors) > ROOM or torch.cuda.is_current_stream_capturing(): return fn(*tensors)
         if self.graph is None:
-            g = getattr(s.p.geom, "parent", s.p.geom); self.inputs = [t.clone() for t in tensors]
-            self.graph, self.out = capture(lambda: fn(*self.inputs)); self.alive = [list(g._known), list(g.T._known)]   # a graph holds addresses, not tensors
+            self.inputs = [t.clone() for t in tensors]; self.graph, self.out = capture(lambda: fn(*self.inputs)); self.alive = remembered(s.p.geom)
         for mine, t in zip(self.inputs, tensors): mine.copy_(t)
         self.graph.replay()
         return tuple(t.clone() for t in self.out)
@@ -431,7 +439,7 @@ def recorded(s, key, fn, *tensors):
 class WholeProduct:
     "A product from end to end as a CUDA graph, or as three with the middle one replayed several times: what comes before the solve, as many steps as it is expected to take, and what comes after. The numbers that tell how it went are read from the host's own memory once the results are on their way."
     def __init__(self, s, cg, fn, tensors, solver): # cg: None for a cloud with itself
-        g = getattr(s.p.geom, "parent", s.p.geom); self.cg, self.W, self.inputs = cg, cg and cg.W, [t.double() if t.dtype != torch.float64 else t.clone() for t in tensors]
+        self.cg, self.W, self.inputs = cg, cg and cg.W, [t.double() if t.dtype != torch.float64 else t.clone() for t in tensors]
         steps = cg.last + cg.last//16 + 1 if cg else 0; steps += steps % 2; table = [cg.table[0].flatten()] if cg else []
         def run(cut):
             if cg: cg.cut = cut
@@ -444,7 +452,7 @@ class WholeProduct:
             solver.blind = False
             if cg: cg.blind, cg.cut = 0, None
         self.graphs = graphs if len(graphs) == 1 else [graphs[0], *[graphs[1]]*(steps//PART), graphs[2]]
-        self.alive = [list(g._known), list(g.T._known)]; self.host = torch.empty(self.stats.shape, dtype=torch.float64, pin_memory=True); self.done = torch.cuda.Event()
+        self.alive = remembered(s.p.geom); self.host = torch.empty(self.stats.shape, dtype=torch.float64, pin_memory=True); self.done = torch.cuda.Event()
     @property
     def valid(self): return self.cg is None or self.cg.W is self.W      # with other slow modes there is another record
     def __call__(self, tensors, solver):
