@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SWAP', 'SMALL', 'SolveInfo', 'cg', 'gram_inverse_root', 'SlowModes', 'slow_modes', 'solve_schur', 'chebyshev',
-           'ConjugateGradients', 'mirror', 'lasting', 'lifted', 'contract', 'right_hand_side', 'covariance',
+           'ConjugateGradients', 'mirror', 'lasting', 'lifted', 'contract', 'combine', 'right_hand_side', 'covariance',
            'apply_points', 'apply_weights', 'hvp', 'closing']
 
 # %% ../nbs/06_hvp.ipynb #84403f24
@@ -200,6 +200,16 @@ def contract(
     own = getattr(geom, "contract", None) or (lambda A, V: torch.einsum("...nrq,...nkq->...nkr", A, V))
     return own(A, V) if A.ndim == V.ndim else own(A[..., None, :], V)[..., 0]
 
+def combine(
+    geom, t:Tensor, T:Tensor,         # (..., n, k, d + 1), (..., n, d)
+    size:Tensor,                      # (..., n, 1, 1)
+    base:Tensor=None, factor:Tensor=None, # (..., n, k, d) or None for zero, as `size` or None for one
+) -> Tensor: # (..., n, k, d)
+    "`factor*base + size*(t - T t_last)`. A geometry may have a kernel for it."
+    if (own := getattr(geom, "combine", None)) is not None and base is not None: return own(t, T, size, base, factor)
+    out = torch.addcmul(t[..., :-1], T[..., None, :], t[..., -1:], value=-1)
+    return size*out if base is None else torch.addcmul(base if factor is None else factor*base, size, out)
+
 # %% ../nbs/06_hvp.ipynb #bf115651
 def right_hand_side(
     m:Moments, # marginals at the potentials
@@ -242,16 +252,16 @@ def apply_points(
     p, k, T, d = m.p, z.shape[-2], m.barycentre, m.barycentre.shape[-1]
     times = lambda V, bias: p.geom.apply(m.u, bias, V.flatten(-2)).unflatten(-1, (k, -1))                    # points first: (..., n, k, d)
     ones = lambda t: t.mT[..., None]*lifted(m)[..., None, :]
-    off = lambda t: torch.addcmul(t[..., :-1], T[..., None, :], t[..., -1:], value=-1)                       # sum_j P_ij (y_j - T_i) s_ij
+    off = lambda t, *base: combine(p.geom, t, T, *(base or (one,)))                                          # sum_j P_ij (y_j - T_i) s_ij
     wide = lambda name, make: lasting(m, name, lambda: make()[..., None, None])
     local = "x" in v and "y" not in v and (d <= SMALL or d <= 2*SMALL and k >= d)   # a product with d x d matrices in place of a pass
     A, B, alpha, beta = _score(m, {} if local else v, z, zT)
-    if A: out = off(p.geom.weighted(m.u, m.wide_v, _cat(A), _cat(B), alpha, beta, lifted(m)).movedim(-3, -2))
-    else: out = off(times(ones(beta), m.wide_v))
-    size = wide("size", lambda: -2/p.eps*p.a)
-    if local: out = torch.addcmul(contract(p.geom, _local(m), v["x"].movedim(-3, -2)), size, out)
-    elif "x" in v: out = torch.addcmul(wide("stiff", lambda: 2*p.a*m.density)*v["x"].movedim(-3, -2), size, out)
-    else: out = size*out
+    if A: out = p.geom.weighted(m.u, m.wide_v, _cat(A), _cat(B), alpha, beta, lifted(m)).movedim(-3, -2)
+    else: out = times(ones(beta), m.wide_v)
+    size, one = wide("size", lambda: -2/p.eps*p.a), wide("one", lambda: torch.ones_like(p.a))
+    if local: out = off(out, size, contract(p.geom, _local(m), v["x"].movedim(-3, -2)))
+    elif "x" in v: out = off(out, size, v["x"].movedim(-3, -2), wide("stiff", lambda: 2*p.a*m.density))
+    else: out = off(out, size)
     if "y" in v: out = torch.addcmul(out, p.a[..., None, None], times(v["y"].movedim(-3, -2), m.wide_v), value=-2)
     if "b" in v: out = torch.addcmul(out, p.a[..., None, None], off(times(ones(v["b"]), m.v)), value=-2)
     rdot = m.density[..., None, :]*v["a"] if "a" in v else 0.

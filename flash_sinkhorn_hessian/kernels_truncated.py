@@ -172,7 +172,7 @@ def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_pt
     A = A_ptr + ((h % ka)*rows + row)*deep; B = B_ptr
     if KD == 1: B += (first % kb)*width*deep
     alpha = tl.load(alpha_ptr + row*many + h, mask=some, other=0.0).to(F)
-    if FE: a = tl.load(A[None, :] + ke[:, None], mask=(ke < e)[:, None] & some[None, :], other=0.0)
+    if FE: a = tl.load(A[None, :] + ke[:, None], mask=(ke < e)[:, None] & some[None, :], other=0.0).to(F)
     if KD == 1: acc = tl.zeros([NE, KQ], F)
     else: acc = tl.zeros([KQ, KD], F)
     last = tl.zeros([NE, KD], F)
@@ -186,7 +186,7 @@ def weighted_kernel(crow_ptr, col_ptr, val_ptr, A_ptr, B_ptr, alpha_ptr, beta_pt
             b = tl.load(B + (j*deep)[:, None] + ke[None, :], mask=live[:, None], other=0.0); w = add_scores(w, a, b, KD)
         else:
             for e0 in range(0, deep, KE):
-                a = tl.load(A[None, :] + e0 + ke[:, None], mask=(e0 + ke < e)[:, None] & some[None, :], other=0.0)
+                a = tl.load(A[None, :] + e0 + ke[:, None], mask=(e0 + ke < e)[:, None] & some[None, :], other=0.0).to(F)
                 w = add_scores(w, a, tl.load(B + (j*deep)[:, None] + (e0 + ke)[None, :], mask=live[:, None] & (e0 + ke < e)[None, :], other=0.0), KD)
         size = tl.load(val_ptr + at, mask=live, other=0.0).to(F)
         if SAME:
@@ -277,7 +277,7 @@ class TritonSparse(Sparse):
         "A (ka, rows, e), B (kb, width, e), alpha (k, rows), beta (k, width), V (width, q) -> (k, rows, q), see `weighted_kernel`."
         k, (e, q) = len(alpha), (A.shape[-1], V.shape[-1]); F = self.val.dtype; last = int(q > 1 and (q - 1) & (q - 2) == 0)
         part = self.parts("part", self.part, V, B) if last and e == q - 1 and len(B) == 1 and pow2(e, 64) == e else 0.
-        V, tail = self.known("split", lambda V: (self.cast(V[:, :q-last]), self.cast(V[:, -1])), V); A, B, alpha, beta = self.cast(A), self.cast(B), alpha.mT.contiguous(), self.cast(beta.mT)
+        V, tail = self.known("split", lambda V: (self.cast(V[:, :q-last]), self.cast(V[:, -1])), V); A, B, alpha, beta = A.double().contiguous(), self.cast(B), alpha.mT.contiguous(), self.cast(beta.mT)
         KE, KQ = pow2(e, 64), pow2(q - last, 64); KD = 16 if k > 1 and len(B) == 1 and F == torch.float32 and min(KE, KQ) >= 16 else 1
         NE, W = (32, 2) if KD > 1 else (16, 2) if e > 16 else (max(16, 2048//max(KE, KQ)), 4); chunks = -(-(q - last)//KQ)
         out = torch.empty(k, self.rows, q, dtype=torch.float64, device=V.device)

@@ -6,7 +6,8 @@
 __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'PART', 'ROOM', 'cells', 'total', 'total_pair',
            'dots_kernel', 'start_kernel', 'residual_kernel', 'direction_kernel', 'shares_kernel', 'total_kernel',
            'SparseProducts', 'StreamedProducts', 'slices', 'column_dots', 'WideProducts', 'account', 'DeviceCG',
-           'schur_cg', 'contract_kernel', 'remembered', 'Replayed', 'recorded', 'WholeProduct', 'whole_product']
+           'schur_cg', 'contract_kernel', 'combine_kernel', 'remembered', 'Replayed', 'recorded', 'WholeProduct',
+           'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -283,7 +284,7 @@ class DeviceCG:
         self.parts, self.first = new(B, self.G, 2, k), (new(B, 1, 2, k), new(B, self.G, k))      # of the start: a step of length one along a direction in the span of the slow modes
         for t in self.first: t[:, 0].view(B, -1)[:, :k] = 1
         self.null = new(B, self.m) if s.T.null is None else s.T.null.reshape(B, self.m).contiguous(); self.balanced = s.T.null is not None
-        self.modes, self.W, self.kept, self.last = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8
+        self.modes, self.W, self.kept, self.last, self.most = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8, 0   # steps of the last solve, and most of all with these slow modes
         self.goals, self.chain = {}, chained(dev)         # squares of tolerances, on the device
         self.blind, self.cut = 0, None                   # steps to take without looking, while a whole product is recorded, and how to end a graph there
         self._fresh()
@@ -294,7 +295,7 @@ class DeviceCG:
         self.modes.learn(self._both)
         cap = self.modes.slots(self.m)
         if self.modes.W is self.W and cap == (0 if self.kept is None else self.kept.shape[1]): return
-        self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self._fresh()
+        self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self.most = 0; self._fresh()
         if W is not None: # rows, as many as the kernels take at once, in single precision: a direction need not be conjugate to the last bit
             rows = lambda t: torch.nn.functional.pad(t.mT.float(), (0, self.G*self.per*self.size - self.m, 0, -t.shape[1] % 32)).contiguous()
             self.rows, self.A_rows = rows(W), rows(self.modes.AW); self.c = torch.zeros(self.B, self.G, len(self.rows), self.k, device=W.device); self.share = self.c if self.k == 1 else torch.zeros_like(self.c[:, 0])
@@ -367,7 +368,7 @@ class DeviceCG:
         if self.W is not None and not good and max_iter > n: # what was learnt did harm: forget it
             self.modes.forget(); return self(rhs, tol, max_iter)
         if self.kept is not None: self.modes.keep(*self.kept[:, :min(int(table[0, STEPS]), self.kept.shape[1])].mT)
-        self.last = max(1, n)
+        self.last = max(1, n); self.most = max(self.most, self.last)
         return self.x*self.norm, self.U*self.norm, account(table.tolist(), tol)
 
 # %% ../nbs/16_krylov.ipynb #dbb957d9
@@ -395,15 +396,40 @@ def contract_kernel(A_ptr, V_ptr, out_ptr, n, k, r, q, ab, an, ar, aq, vb, vn, v
         acc += tl.load(A_ptr + b*ab + row*an + h*ar + at*aq, mask=ok, other=0.0)*tl.load(V_ptr + b*vb + row*vn + g*vk + at*vq, mask=ok, other=0.0)
     tl.store(out_ptr + ((b*n + i)*k + g)*r + h, tl.sum(acc, 1), mask=i < n)
 
+@triton.jit(do_not_specialize=["n", "k", "d", "tb", "tn", "tk", "bb", "bn", "bk"])
+def combine_kernel(t_ptr, T_ptr, size_ptr, base_ptr, factor_ptr, out_ptr, n, k, d, tb, tn, tk, bb, bn, bk, FACTOR: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, CHAIN: tl.constexpr):
+    "factor_i base_ik + size_i (t_ik - T_i t_ik,last)"
+    in_turn(CHAIN)
+    i = tl.program_id(0)*ROWS + tl.arange(0, ROWS); g = tl.program_id(1); b = tl.program_id(2).to(tl.int64); live = i < n; at_i = b*n + i
+    t = t_ptr + b*tb + i.to(tl.int64)*tn + g*tk; last = tl.load(t + d, mask=live, other=0.0)[:, None]; size = tl.load(size_ptr + at_i, mask=live, other=0.0)[:, None]
+    if FACTOR: factor = tl.load(factor_ptr + at_i, mask=live, other=0.0)[:, None]
+    for e in range(0, d, Q):
+        at = e + tl.arange(0, Q)[None, :]; ok = live[:, None] & (at < d); base = tl.load(base_ptr + b*bb + i.to(tl.int64)[:, None]*bn + g*bk + at, mask=ok, other=0.0)
+        if FACTOR: base *= factor
+        tl.store(out_ptr + (at_i[:, None]*k + g)*d + at, base + size*(tl.load(t[:, None] + at, mask=ok, other=0.0) - tl.load(T_ptr + at_i[:, None]*d + at, mask=ok, other=0.0)*last), mask=ok)
+
+def _plain(*ts): # may a kernel that knows no other dtype and counts in 32 bits read them?
+    return all(t.dtype == torch.float64 and t.data_ptr() % 16 == 0 and t.numel() < 1 << 31 for t in ts)
+
+def _combine(self, t, T, size, base, factor=None):
+    "(..., n, k, d) as `combine` says, in one launch"
+    if base.ndim == 3: return _combine(self, t[None], T[None], size, base[None], factor)[0]
+    factor_ = size if factor is None else factor; size, factor_, T = (s.contiguous() for s in (size, factor_, T))
+    if t.stride(-1) != 1 or base.stride(-1) != 1 or not _plain(t, T, size, base, factor_): return combine(None, t, T, size.view(*base.shape[:2], 1, 1), base, factor if factor is None else factor.view(*base.shape[:2], 1, 1))
+    B, n, k, d = base.shape; out = torch.empty(B, n, k, d, dtype=base.dtype, device=base.device); Q = pow2(d, 64); ROWS = max(4, 512//Q)
+    launch(combine_kernel, (-(-n//ROWS), k, B), t, T, size, base, factor_, out, n, k, d, *t.stride()[:3], *base.stride()[:3], FACTOR=factor is not None, ROWS=ROWS, Q=Q, CHAIN=chained(base.device))
+    return out
+
 def _contract(self, A, V):
     "(..., n, k, r) `sum_q A_irq V_ikq` for A (..., n, r, q), V (..., n, k, q)"
     if A.ndim == 3: return _contract(self, A[None], V[None])[0]
-    if A.data_ptr() % 16 or V.data_ptr() % 16 or A.dtype != torch.float64 or V.dtype != torch.float64 or max(A.numel(), V.numel()) >= 1 << 31: return torch.einsum("...nrq,...nkq->...nkr", A, V)
+    if not _plain(A, V): return torch.einsum("...nrq,...nkq->...nkr", A, V)
     (B, n, r, q), k = A.shape, V.shape[-2]; out = torch.empty(B, n, k, r, dtype=V.dtype, device=V.device); Q = pow2(q, 64); ROWS = max(4, 512//Q)
     launch(contract_kernel, (-(-n//ROWS), k*r, B), A, V, out, n, k, r, q, *A.stride(), *V.stride(), ROWS=ROWS, Q=Q, CHAIN=chained(V.device))
     return out
-TritonGeometry.contract = _contract
-TruncatedGeometry.contract = lambda self, A, V: contract(self.parent, A, V)
+TritonGeometry.contract, TritonGeometry.combine = _contract, _combine
+TruncatedGeometry.contract = lambda self, *args: contract(self.parent, *args)
+TruncatedGeometry.combine = lambda self, *args: combine(self.parent, *args)
 
 # %% ../nbs/16_krylov.ipynb #21e7ba9f
 PART = 16        # steps of a solve in a graph of their own, where there are at least twice as many
@@ -440,7 +466,7 @@ class WholeProduct:
     "A product from end to end as a CUDA graph, or as three with the middle one replayed several times: what comes before the solve, as many steps as it is expected to take, and what comes after. The numbers that tell how it went are read from the host's own memory once the results are on their way."
     def __init__(self, s, cg, fn, tensors, solver): # cg: None for a cloud with itself
         self.cg, self.W, self.inputs = cg, cg and cg.W, [t.double() if t.dtype != torch.float64 else t.clone() for t in tensors]
-        steps = cg.last + cg.last//16 + 1 if cg else 0; steps += steps % 2; table = [cg.table[0].flatten()] if cg else []
+        steps = cg.most + cg.most//32 + (cg.most >= 2*PART) if cg else 0; steps += steps % 2 if steps >= 2*PART else 0; table = [cg.table[steps % 2].flatten()] if cg else []
         def run(cut):
             if cg: cg.cut = cut
             off, size, *out = fn(*self.inputs)
@@ -483,7 +509,7 @@ def whole_product(
         if asked[key] < 3: return None
     else:
         cg = (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
-        if cg is None or cg.kept is not None or cg.last > 256 or not cg._recorded(): return None
+        if cg is None or cg.kept is not None or cg.most > 256 or not cg._recorded(): return None
     run = kept.get(key)
     if run is None or run.cg is not cg or not run.valid: run = kept[key] = WholeProduct(s, cg, fn, tensors, solver)
     if (out := run(tensors, solver)) is None: kept.pop(key); asked.pop(key, None)     # more steps than expected: the usual road, and a new recording next time
