@@ -333,7 +333,7 @@ def hvp(
                "y": lambda: apply_points(m.T, mirror(v), zT, z), "b": lambda: apply_weights(m.T, mirror(v), zT)}
         return *ends, *(one[k]().to(dtype) for k in out)
     run = getattr(p.geom, "recorded", lambda s, key, fn, *t: fn(*t))        # a geometry may replay what it has seen before
-    def inner(rhs): return solver(*(t if some else None for some, t in zip(moved, rhs[2:])))
+    def inner(rhs): w, z = (t if some else None for some, t in zip(moved, rhs[2:])); return solver(w, w if same else z)    # what is replayed comes as two copies
     def all_of_it(*v): v = ready(*v); rhs = before(*v); return after(*rhs, *inner(rhs), *v)
     whole = getattr(p.geom, "whole_product", None)                          # ... or all of it, the solve included
     if whole and (res := whole(s, (names, out, dtype), k, all_of_it, solver, tuple(v.values()), same)): return dict(zip(out, res))

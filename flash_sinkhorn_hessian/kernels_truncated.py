@@ -262,7 +262,7 @@ class TritonSparse(Sparse):
         "(width, k) `scale_j sum_i val_ij factor_i (t_ih - <A_j, B_hi>)`: A (width, e), B (k, rows, e) float64, t (rows, k); None where a plain product serves as well, or sixteen scores an entry would take more than half a gigabyte."
         k, e = len(B), A.shape[-1]
         if not 16 <= e <= 64 or k < 8 or self.val.dtype != torch.float32 or len(self.val) > 1 << 23: return None
-        S, out = torch.empty(len(self.val), 16, device=A.device), []
+        A, S, out = self.cast(A), torch.empty(len(self.val), 16, device=A.device), []
         for b, c in zip(B.split(16), t.split(16, 1)):
             launch(scores_kernel, (self.rows,), self.crow, self.col, A, b.contiguous(), c.contiguous(), factor, S, self.rows, len(b), e, warps=2, KD=16, KE=pow2(e, 64), NE=32, FE=pow2(e, 64) == e, SHORT=self.short)
             out.append(self.crossed.times(S, scale=scale)[:, :len(b)])

@@ -284,7 +284,7 @@ class DeviceCG:
         self.parts, self.first = new(B, self.G, 2, k), (new(B, 1, 2, k), new(B, self.G, k))      # of the start: a step of length one along a direction in the span of the slow modes
         for t in self.first: t[:, 0].view(B, -1)[:, :k] = 1
         self.null = new(B, self.m) if s.T.null is None else s.T.null.reshape(B, self.m).contiguous(); self.balanced = s.T.null is not None
-        self.modes, self.W, self.kept, self.last, self.most = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8, 0   # steps of the last solve, and most of all with these slow modes
+        self.modes, self.W, self.kept, self.last, self.most, self.good = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8, 0, True   # steps of the last solve, most of all with these slow modes; did the last one get there?
         self.goals, self.chain = {}, chained(dev)         # squares of tolerances, on the device
         self.blind, self.cut = 0, None                   # steps to take without looking, while a whole product is recorded, and how to end a graph there
         self._fresh()
@@ -331,6 +331,8 @@ class DeviceCG:
         if self.W is not None: torch.mm(self.modes.stack, self.modes.D @ self.r[0], out=self.pqu); self._move(1, *self.first, 1, False)
         self._turn(1)
     def _recorded(self): return self.blocks >= self.prod.wait and self.x.is_cuda and not INTERPRETED
+    @property
+    def settled(self): return self.kept is None and self.most <= 256 and self._recorded() and (self.modes is None or self.modes.W is self.W)   # few steps, nothing being learnt, and what was learnt still stands
     def _go(self, blocks):
         for _ in range(blocks):
             if not self._recorded(): self._block()
@@ -365,10 +367,10 @@ class DeviceCG:
             left = (table[:, GOAL]/table[:, RR])[going].log()/2/rate.clamp(max=-1e-3)
             todo = max(1, min(int(left.max().item()*1.05) + 1, steps, max_iter - steps))
         n, good = int(table[:, STEPS].max()) if len(table) else 0, bool((table[:, STATE] == 1).all())
-        if self.W is not None and not good and max_iter > n: # what was learnt did harm: forget it
+        if self.W is not None and not good and max_iter > n and torch.isfinite(table[:, SIZE]).all(): # what was learnt did harm: forget it
             self.modes.forget(); return self(rhs, tol, max_iter)
         if self.kept is not None: self.modes.keep(*self.kept[:, :min(int(table[0, STEPS]), self.kept.shape[1])].mT)
-        self.last = max(1, n); self.most = max(self.most, self.last)
+        self.last, self.good = max(1, n), good; self.most = max(self.most, self.last)
         return self.x*self.norm, self.U*self.norm, account(table.tolist(), tol)
 
 # %% ../nbs/16_krylov.ipynb #dbb957d9
@@ -415,7 +417,7 @@ def _combine(self, t, T, size, base, factor=None):
     "(..., n, k, d) as `combine` says, in one launch"
     if base.ndim == 3: return _combine(self, t[None], T[None], size, base[None], factor)[0]
     factor_ = size if factor is None else factor; size, factor_, T = (s.contiguous() for s in (size, factor_, T))
-    if t.stride(-1) != 1 or base.stride(-1) != 1 or not _plain(t, T, size, base, factor_): return combine(None, t, T, size.view(*base.shape[:2], 1, 1), base, factor if factor is None else factor.view(*base.shape[:2], 1, 1))
+    if t.stride(-1) != 1 or base.stride(-1) != 1 or max(len(base), base.shape[-2]) > 65535 or not _plain(t, T, size, base, factor_): return combine(None, t, T, size.view(*base.shape[:2], 1, 1), base, factor if factor is None else factor.view(*base.shape[:2], 1, 1))
     B, n, k, d = base.shape; out = torch.empty(B, n, k, d, dtype=base.dtype, device=base.device); Q = pow2(d, 64); ROWS = max(4, 512//Q)
     launch(combine_kernel, (-(-n//ROWS), k, B), t, T, size, base, factor_, out, n, k, d, *t.stride()[:3], *base.stride()[:3], FACTOR=factor is not None, ROWS=ROWS, Q=Q, CHAIN=chained(base.device))
     return out
@@ -423,7 +425,7 @@ def _combine(self, t, T, size, base, factor=None):
 def _contract(self, A, V):
     "(..., n, k, r) `sum_q A_irq V_ikq` for A (..., n, r, q), V (..., n, k, q)"
     if A.ndim == 3: return _contract(self, A[None], V[None])[0]
-    if not _plain(A, V): return torch.einsum("...nrq,...nkq->...nkr", A, V)
+    if not _plain(A, V) or A.shape[-2]*V.shape[-2] > 65535 or len(V) > 65535: return torch.einsum("...nrq,...nkq->...nkr", A, V)
     (B, n, r, q), k = A.shape, V.shape[-2]; out = torch.empty(B, n, k, r, dtype=V.dtype, device=V.device); Q = pow2(q, 64); ROWS = max(4, 512//Q)
     launch(contract_kernel, (-(-n//ROWS), k*r, B), A, V, out, n, k, r, q, *A.stride(), *V.stride(), ROWS=ROWS, Q=Q, CHAIN=chained(V.device))
     return out
@@ -480,7 +482,7 @@ class WholeProduct:
         self.graphs = graphs if len(graphs) == 1 else [graphs[0], *[graphs[1]]*(steps//PART), graphs[2]]
         self.alive = remembered(s.p.geom); self.host = torch.empty(self.stats.shape, dtype=torch.float64, pin_memory=True); self.done = torch.cuda.Event()
     @property
-    def valid(self): return self.cg is None or self.cg.W is self.W      # with other slow modes there is another record
+    def valid(self): return self.cg is None or self.cg.W is self.W and self.cg.settled      # with other slow modes there is another record
     def __call__(self, tensors, solver):
         if not self.valid or torch.cuda.is_current_stream_capturing(): return None
         for mine, t in zip(self.inputs, tensors): mine.copy_(t)
@@ -504,15 +506,13 @@ def whole_product(
     if not tensors[0].is_cuda or INTERPRETED or not isinstance(solver, ConjugateGradients) or isinstance(solver.ridge, Tensor) or solver.ridge or solver.max_iter < 100 or max(t.numel() for t in tensors) > ROOM or torch.cuda.is_current_stream_capturing(): return None
     kept, asked = s.__dict__.setdefault("_whole", {}), s.__dict__.setdefault("_asked", {}); key = key + (k, solver.tol)
     if len(kept) > 8 or len(asked) > 64: kept.clear(); asked.clear()
-    if same:
-        cg = None; asked[key] = asked.get(key, 0) + 1
-        if asked[key] < 3: return None
-    else:
-        cg = (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
-        if cg is None or cg.kept is not None or cg.most > 256 or not cg._recorded(): return None
+    asked[key] = asked.get(key, 0) + 1; cg = None if same else (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
+    if asked[key] < 2 + same or not same and (cg is None or not cg.settled): return None      # what is made on the way and kept is made outside of a recording
     run = kept.get(key)
-    if run is None or run.cg is not cg or not run.valid: run = kept[key] = WholeProduct(s, cg, fn, tensors, solver)
-    if (out := run(tensors, solver)) is None: kept.pop(key); asked.pop(key, None)     # more steps than expected: the usual road, and a new recording next time
+    if run is None or run.cg is not cg or not run.valid:
+        if cg and not cg.good: return None                            # it would not get there either
+        run = kept[key] = WholeProduct(s, cg, fn, tensors, solver)
+    if (out := run(tensors, solver)) is None: kept.pop(key); asked[key] = 1     # more steps than expected: the usual road, and a new recording soon
     else: solver.run = run
     return out
 

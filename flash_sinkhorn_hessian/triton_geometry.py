@@ -204,7 +204,7 @@ def _lse(self, v, guess=None):
 
 def _product(self, u, v, V, second=None): # remembers what goes with v
     _, _, bias, kept = self.known(v)
-    return plan_product(self.scores, self.flat(u), bias, self.flat(V, 2), second, *kept, keep=kept)
+    return plan_product(self.scores, self.flat(u), bias, self.flat(V, 2), second, *kept[:1], keep=kept)
 
 @_geometry
 def _apply(self, u, v, V):
