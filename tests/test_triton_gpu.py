@@ -48,6 +48,8 @@ def test_self_terms_and_bad_directions_in_recorded_products():
                     v = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed)); got, want = D.hvp(v.cuda(), wrt).cpu(), W.hvp(v.double(), wrt)
                     assert got.dtype == dtype and (got - want).norm() < tol*want.norm()
                 assert D.xx.cg_info is None or wrt == "b" or D.xx.cg_info.method == "chebyshev" and D.xx.cg_info.finite
+            v = torch.randn(300, 3, dtype=dtype, device="cuda"); biased = [D.hvp(v, ridge=.01) for _ in range(4)]     # parts are replayed from the third on
+            assert all((t - biased[0]).norm() < tol*t.norm() for t in biased)
     s, v = solve(q["x"], q["y"], eps=.05), torch.randn(300, 3, dtype=dtype, device="cuda")
     for k in range(12):
         s.hvp(v*(k + 1)); bad = v.clone(); bad[7, 1] = (math.nan, math.inf)[k % 2]
@@ -103,8 +105,9 @@ def test_sparse_products_of_many_columns():
     share = kt.SHARE, tr.SHARE; kt.SHARE = tr.SHARE = 1                   # these are not sparse
     try:
         for d, eps in ((64, .2), (3, .005)):
-            x, y = (torch.rand(600, d, generator=gen, device="cuda") for _ in range(2)); s, D = solve(x, y, eps=eps, tol=1e-6), solve(x.double(), y.double(), eps=eps, tol=1e-9, backend="dense")
+            x, y = (torch.rand(600, d, generator=gen, device="cuda") for _ in range(2)); s, D = solve(x.mT.contiguous().mT, y.mT.contiguous().mT, eps=eps, tol=1e-6), solve(x.double(), y.double(), eps=eps, tol=1e-9, backend="dense")
             assert isinstance(s._second.p.geom, tr.TruncatedGeometry)
+            for _ in range(8): s.hvp(torch.randn(16, 600, generator=gen, device="cuda"), ("x", "a"))     # steps are known before the points have moved once
             for k in (16, 10, 1):
                 v = torch.randn(k, 600, d, generator=gen, device="cuda"); want = D.hvp(v.double(), tol=1e-11)
                 for _ in range(8): assert (s.hvp(v, tol=1e-8) - want).norm() < 2e-5*want.norm(), (d, k)
