@@ -259,9 +259,9 @@ class TritonSparse(Sparse):
         col = self.columns.long(); order = col.sort(stable=True).indices; count = torch.bincount(col, minlength=self.width)
         return TritonSparse(torch.cat([count.new_zeros(1), count.cumsum(0)]).int(), order.int(), self.val[order], len(col), self.problems)
     def scored(self, A, B, t, factor, scale):
-        "(width, k) `scale_j sum_i val_ij factor_i (t_ih - <A_j, B_hi>)`: A (width, e), B (k, rows, e) float64, t (rows, k); None where a plain product serves as well, or sixteen scores an entry would take more than half a gigabyte."
+        "(width, k) `scale_j sum_i val_ij factor_i (t_ih - <A_j, B_hi>)`: A (width, e), B (k, rows, e) float64, t (rows, k); None where a plain product serves as well, or sixteen scores an entry would take more than half a gigabyte (half of that in a recording, which keeps its memory)."
         k, e = len(B), A.shape[-1]
-        if not 16 <= e <= 64 or k < 8 or self.val.dtype != torch.float32 or len(self.val) > 1 << 23: return None
+        if not 16 <= e <= 64 or k < 8 or self.val.dtype != torch.float32 or len(self.val) > 1 << (22 if A.is_cuda and torch.cuda.is_current_stream_capturing() else 23): return None
         A, S, out = self.cast(A), torch.empty(len(self.val), 16, device=A.device), []
         for b, c in zip(B.split(16), t.split(16, 1)):
             launch(scores_kernel, (self.rows,), self.crow, self.col, A, b.contiguous(), c.contiguous(), factor, S, self.rows, len(b), e, warps=2, KD=16, KE=pow2(e, 64), NE=32, FE=pow2(e, 64) == e, SHORT=self.short)

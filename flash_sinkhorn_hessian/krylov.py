@@ -275,7 +275,8 @@ class DeviceCG:
         p, dev = s.p, s.root.device; B, self.n, self.m = p.a[..., 0].numel(), p.a.shape[-1], p.b.shape[-1]
         kind = SparseProducts if isinstance(p.geom, TruncatedGeometry) else StreamedProducts if k == 1 else WideProducts
         self.s, self.prod, self.k, self.B = weakref.proxy(s), kind(s, k), k, B       # the system holds this solver
-        new = lambda *shape: torch.zeros(*shape, dtype=torch.float64, device=dev)
+        def new(*shape): # may be written to for ever
+            with torch.inference_mode(False): return torch.zeros(*shape, dtype=torch.float64, device=dev)
         h, l = self.m + self.m % 2, self.n + self.n % 2; self.pqu = new(2*h + l, B*k)                       # one array, as `SlowModes.stack` is
         cut = lambda at, rows: self.pqu[at:].flatten()[:B*rows*k].view(B, rows, k); self.p, self.q, self.u = cut(0, self.m), cut(h, self.m), cut(2*h, self.n)
         self.x, self.r, self.rhs, self.U, self.norm = *(new(B, self.m, k) for _ in range(3)), new(B, self.n, k), new(B, 1, k)
@@ -284,7 +285,7 @@ class DeviceCG:
         self.parts, self.first = new(B, self.G, 2, k), (new(B, 1, 2, k), new(B, self.G, k))      # of the start: a step of length one along a direction in the span of the slow modes
         for t in self.first: t[:, 0].view(B, -1)[:, :k] = 1
         self.null = new(B, self.m) if s.T.null is None else s.T.null.reshape(B, self.m).contiguous(); self.balanced = s.T.null is not None
-        self.modes, self.W, self.kept, self.last, self.most, self.good = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8, 0, True   # steps of the last solve, most of all with these slow modes; did the last one get there?
+        self.modes, self.W, self.kept, self.last, self.most, self.good = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8, {}, True   # steps of the last solve, most of all to each tolerance with these slow modes; did the last one get there?
         self.goals, self.chain = {}, chained(dev)         # squares of tolerances, on the device
         self.blind, self.cut = 0, None                   # steps to take without looking, while a whole product is recorded, and how to end a graph there
         self._fresh()
@@ -295,7 +296,7 @@ class DeviceCG:
         self.modes.learn(self._both)
         cap = self.modes.slots(self.m)
         if self.modes.W is self.W and cap == (0 if self.kept is None else self.kept.shape[1]): return
-        self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self.most = 0; self._fresh()
+        self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self.most = {}; self._fresh()
         if W is not None: # rows, as many as the kernels take at once, in single precision: a direction need not be conjugate to the last bit
             rows = lambda t: torch.nn.functional.pad(t.mT.float(), (0, self.G*self.per*self.size - self.m, 0, -t.shape[1] % 32)).contiguous()
             self.rows, self.A_rows = rows(W), rows(self.modes.AW); self.c = torch.zeros(self.B, self.G, len(self.rows), self.k, device=W.device); self.share = self.c if self.k == 1 else torch.zeros_like(self.c[:, 0])
@@ -331,8 +332,7 @@ class DeviceCG:
         if self.W is not None: torch.mm(self.modes.stack, self.modes.D @ self.r[0], out=self.pqu); self._move(1, *self.first, 1, False)
         self._turn(1)
     def _recorded(self): return self.blocks >= self.prod.wait and self.x.is_cuda and not INTERPRETED
-    @property
-    def settled(self): return self.kept is None and self.most <= 256 and self._recorded() and (self.modes is None or self.modes.W is self.W)   # few steps, nothing being learnt, and what was learnt still stands
+    def settled(self, tol): return self.kept is None and self.most.get(tol, 257) <= 256 and self._recorded() and (self.modes is None or self.modes.W is self.W)   # few steps, nothing being learnt, and what was learnt still stands
     def _go(self, blocks):
         for _ in range(blocks):
             if not self._recorded(): self._block()
@@ -370,7 +370,7 @@ class DeviceCG:
         if self.W is not None and not good and max_iter > n and torch.isfinite(table[:, SIZE]).all(): # what was learnt did harm: forget it
             self.modes.forget(); return self(rhs, tol, max_iter)
         if self.kept is not None: self.modes.keep(*self.kept[:, :min(int(table[0, STEPS]), self.kept.shape[1])].mT)
-        self.last, self.good = max(1, n), good; self.most = max(self.most, self.last)
+        self.last, self.good = max(1, n), good; self.most[tol] = max(self.most.get(tol, 0), self.last)
         return self.x*self.norm, self.U*self.norm, account(table.tolist(), tol)
 
 # %% ../nbs/16_krylov.ipynb #dbb957d9
@@ -453,7 +453,7 @@ class Replayed:
         self.calls += 1
         if self.calls < 3 or not tensors[0].is_cuda or INTERPRETED or max(t.numel() for t in tensors) > ROOM or torch.cuda.is_current_stream_capturing(): return fn(*tensors)
         if self.graph is None:
-            self.inputs = [t.clone() for t in tensors]; self.graph, self.out = capture(lambda: fn(*self.inputs)); self.alive = remembered(s.p.geom)
+            self.inputs = owned(tensors); self.graph, self.out = capture(lambda: fn(*self.inputs)); self.alive = remembered(s.p.geom)
         for mine, t in zip(self.inputs, tensors): mine.copy_(t)
         self.graph.replay()
         return tuple(t.clone() for t in self.out)
@@ -467,8 +467,8 @@ def recorded(s, key, fn, *tensors):
 class WholeProduct:
     "A product from end to end as a CUDA graph, or as three with the middle one replayed several times: what comes before the solve, as many steps as it is expected to take, and what comes after. The numbers that tell how it went are read from the host's own memory once the results are on their way."
     def __init__(self, s, cg, fn, tensors, solver): # cg: None for a cloud with itself
-        self.cg, self.W, self.inputs = cg, cg and cg.W, [t.double() if t.dtype != torch.float64 else t.clone() for t in tensors]
-        steps = cg.most + cg.most//32 + (cg.most >= 2*PART) if cg else 0; steps += steps % 2 if steps >= 2*PART else 0; table = [cg.table[steps % 2].flatten()] if cg else []
+        self.cg, self.W, self.tol, self.inputs = cg, cg and cg.W, solver.tol, owned([t.double() for t in tensors])
+        most = cg.most[solver.tol] if cg else 0; steps = most + most//32 + (most >= 2*PART); steps += steps % 2 if steps >= 2*PART else 0; table = [cg.table[steps % 2].flatten()] if cg else []
         def run(cut):
             if cg: cg.cut = cut
             off, size, *out = fn(*self.inputs)
@@ -482,7 +482,7 @@ class WholeProduct:
         self.graphs = graphs if len(graphs) == 1 else [graphs[0], *[graphs[1]]*(steps//PART), graphs[2]]
         self.alive = remembered(s.p.geom); self.host = torch.empty(self.stats.shape, dtype=torch.float64, pin_memory=True); self.done = torch.cuda.Event()
     @property
-    def valid(self): return self.cg is None or self.cg.W is self.W and self.cg.settled      # with other slow modes there is another record
+    def valid(self): return self.cg is None or self.cg.W is self.W and self.cg.settled(self.tol)      # with other slow modes there is another record
     def __call__(self, tensors, solver):
         if not self.valid or torch.cuda.is_current_stream_capturing(): return None
         for mine, t in zip(self.inputs, tensors): mine.copy_(t)
@@ -507,7 +507,7 @@ def whole_product(
     kept, asked = s.__dict__.setdefault("_whole", {}), s.__dict__.setdefault("_asked", {}); key = key + (k, solver.tol)
     if len(kept) > 8 or len(asked) > 64: kept.clear(); asked.clear()
     asked[key] = asked.get(key, 0) + 1; cg = None if same else (s.T if s.p.a.shape[-1] < s.p.b.shape[-1] else s).__dict__.get("_device_cg", {}).get(k)
-    if asked[key] < 2 + same or not same and (cg is None or not cg.settled): return None      # what is made on the way and kept is made outside of a recording
+    if asked[key] < 2 + same or not same and (cg is None or not cg.settled(solver.tol)): return None      # what is made on the way and kept is made outside of a recording
     run = kept.get(key)
     if run is None or run.cg is not cg or not run.valid:
         if cg and not cg.good: return None                            # it would not get there either

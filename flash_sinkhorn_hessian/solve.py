@@ -132,10 +132,12 @@ def _weightless(p, f, g):
 
 # %% ../nbs/10_solve.ipynb #dabd5e6f
 def exact(fn):
-    "Run a function with `torch.autocast` switched off."
+    "Run a function with `torch.autocast` switched off, on the GPU of its points if they are on one: its first argument, or those of the solution whose method it is."
     @wraps(fn)
     def run(*args, **kw):
         with ExitStack() as stack:
+            x = args[0] if args else kw.get("x"); x = x.inputs.x if hasattr(x, "inputs") else x
+            if isinstance(x, Tensor) and x.is_cuda and x.device.index != torch.cuda.current_device(): stack.enter_context(torch.cuda.device(x.device))
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device): stack.enter_context(torch.autocast(device, enabled=False))
             return fn(*args, **kw)

@@ -186,7 +186,7 @@ class RecordedProduct:
         if self.calls < 3: return out
         if self.graph is None:
             self.entry = geom.known(self.v)          # a graph holds addresses, not tensors: what it reads must stay alive
-            self.V = V.double().clone(); self.graph, self.out = capture(lambda: _product(geom, self.u, self.v, self.V).reshape(shape))
+            self.V, = owned([V.double()]); self.graph, self.out = capture(lambda: _product(geom, self.u, self.v, self.V).reshape(shape))
         self.V.copy_(V); self.graph.replay()
         return self.out.clone()
 
