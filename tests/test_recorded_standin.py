@@ -1,0 +1,82 @@
+"""Recorded products without a GPU: a CUDA graph is replaced by a function that runs again, kernels by Triton's interpreter. What this tests is the host's part: when a product is recorded, what is read in the end, and what is said."""
+import subprocess, sys
+import pytest
+
+pytest.importorskip("triton")
+
+CODE = r'''
+import os; os.environ["TRITON_INTERPRET"] = "1"
+import inspect, math, torch
+import flash_sinkhorn_hessian.krylov as K, flash_sinkhorn_hessian.kernels_truncated as kt, flash_sinkhorn_hessian.truncated as tr
+from flash_sinkhorn_hessian import divergence, solve
+from flash_sinkhorn_hessian.core import random_problem
+
+class Again:
+    def __init__(self, run): self.replay = run
+made = []
+def capture_parts(fn): # all of the work in the first part
+    parts = [0]; out = fn(lambda: parts.append(0)); made.append(len(parts))
+    def run():
+        cg, cuts = inspect.getclosurevars(fn).nonlocals["cg"], []
+        def cut(): # where the second part ends it has to be repeated
+            cuts.append(0)
+            if len(cuts) == 2: [cg._step(t % 2) for _ in range(cg.blind//K.PART - 1) for t in range(K.PART)]
+        (new, stats), (old, table) = fn(cut), out
+        for s, t in zip([*new, stats], [*old, table]): t.copy_(s)
+    return [Again(run), *(Again(lambda: None) for _ in parts[1:])], out
+class Event:
+    def record(self): pass
+    synchronize = record
+def see(self, solver): # a recording knows how many steps it takes, a function that runs again has to be told
+    solver.blind = False
+    if self.cg: self.cg.blind = 0
+source = inspect.getsource(K.WholeProduct) + inspect.getsource(K.whole_product)
+for old, new in ((", pin_memory=True", ""), ("torch.cuda.Event()", "Event()"), ("torch.cuda.is_current_stream_capturing()", "False"), ("not tensors[0].is_cuda or INTERPRETED or ", ""),
+                 ("if cg: cg.cut = cut", "solver.blind = True\n            if cg: cg.cut, cg.blind = cut, steps"), ("        self.host.copy_(", "        see(self, solver); self.host.copy_(")):
+    assert old in source, old
+    source = source.replace(old, new)
+K.__dict__.update(capture_parts=capture_parts, Event=Event, see=see); exec(source, K.__dict__)
+K.TritonGeometry.whole_product = K.TritonSparse.whole_product = lambda self, *args: K.whole_product(*args)
+K.DeviceCG.settled = lambda self, tol: self.kept is None and self.most.get(tol, 257) <= 256 and (self.modes is None or self.modes.W is self.W)
+def problem(n, m, d, eps, **kw):
+    q = random_problem(n, m, d, dtype=torch.float32); return solve(*q.values(), eps=eps, tol=1e-5, backend="triton", **kw), solve(*(t.double() for t in q.values()), eps=eps, tol=1e-10, backend="dense", **kw)
+def close(got, want, tol=2e-4): assert (got.double() - want).norm() < tol*want.norm(), ((got.double() - want).norm()/want.norm()).item()
+'''
+def run(body):
+    done = subprocess.run([sys.executable, "-c", CODE + body], capture_output=True, text=True, timeout=250)
+    assert not done.returncode, done.stdout + done.stderr[-3000:]
+
+def test_recorded_products_agree_with_the_dense_hessian():
+    "From the second product of a kind on: one direction and three, two blocks, all pairs and truncated; a tolerance of its own needs a record of its own."
+    run(r'''
+for eps, share, blocks in ((.2, None, (("x", (6, 3)), (("x", "b"), (7,)))), (.05, 1, (("x", (3, 6, 3)),))):
+    if share: kt.SHARE = tr.SHARE = share; tr.LEAST = 0
+    S, D = problem(6, 7, 3, eps); made.clear(); assert isinstance(S._second.p.geom, tr.TruncatedGeometry) == bool(share)
+    for wrt, shape in blocks:
+        v = torch.randn(shape, generator=torch.Generator().manual_seed(0)); want = D.hvp(v.double(), wrt)
+        for i in range(3):
+            got = S.hvp(v*2**i, wrt, tol=1e-5); close(got, want*2**i); assert S.cg_info.finite == (i > 0) and S.cg_info.converged and got.dtype == torch.float32, (wrt, i, S.cg_info)
+    assert made == [1]*len(blocks), made
+S.hvp(v, wrt, tol=1e-3); assert not S.cg_info.finite; S.hvp(v, wrt, tol=1e-3); assert S.cg_info.finite and made == [1, 1]
+''')
+
+def test_many_steps_are_recorded_in_parts_and_a_record_that_fails_is_made_anew():
+    run(r'''
+K.PART = 4
+S, D = problem(10, 9, 3, .02); made.clear(); v = torch.randn(10, 3)
+for _ in range(2): close(S.hvp(v, tol=1e-6), D.hvp(v.double()), 5e-4)
+assert S.cg_info.n_iter >= 8 and made == [3] and S.cg_info.finite, (S.cg_info, made)
+cg = next(iter((S._system.T if S.problem.a.shape[-1] < S.problem.b.shape[-1] else S._system)._device_cg.values())); cg.most[1e-6] = 2; S._again = (None,)*3; S._system._whole.clear(); made.clear()
+close(S.hvp(v, tol=1e-6), D.hvp(v.double()), 5e-4); assert made == [1] and not S.cg_info.finite and cg.most[1e-6] > 2      # two steps were too few: the usual road
+close(S.hvp(v, tol=1e-6), D.hvp(v.double()), 5e-4); assert made == [1, 3] and S.cg_info.finite
+''')
+
+def test_a_cloud_with_itself_takes_chebyshevs_steps():
+    run(r'''
+for kw in ({}, dict(reach=.5)):
+    q = random_problem(5, 4, 3, dtype=torch.float32); S = divergence(*q.values(), eps=.4, tol=1e-5, backend="triton", **kw); D = divergence(*(t.double() for t in q.values()), eps=.4, tol=1e-10, backend="dense", **kw)
+    for wrt, shape in ((("a", (2, 5)),) if kw else (("x", (5, 3)),)):
+        for seed in range(3):
+            v = torch.randn(shape, generator=torch.Generator().manual_seed(seed)); close(S.hvp(v, wrt, tol=1e-5), D.hvp(v.double(), wrt)); info = S.xx.cg_info
+        assert info.method == "chebyshev" and info.converged and info.finite and info.residual <= 1e-5
+''')
