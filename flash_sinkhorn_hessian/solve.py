@@ -324,6 +324,7 @@ def check_like(
     if not isinstance(t, Tensor): raise TypeError(f"{name} must be a torch.Tensor of {what}; got {_is(t)}{_convert(name, t)}")
     if tuple(t.shape[-len(shape):]) != tuple(shape) or t.ndim - len(shape) > (1 if stack else 0):
         raise ValueError(f"{name} must have {what}; got {tuple(t.shape)}")
+    if t.ndim > len(shape) and not len(t): raise ValueError(f"{name} must hold at least one direction; got {tuple(t.shape)}")
     if t.dtype != x.dtype or t.device != x.device:
         raise TypeError(f"{name} must have the dtype and device of x, {x.dtype} on {x.device}; got {t.dtype} on {t.device}")
     if finite and not torch.isfinite(t).all(): raise ValueError(f"{name} must be finite; got NaN or inf in it")
@@ -469,7 +470,7 @@ def _hvp_method(self,
     Shapes: for `wrt="x"` v is (n, d), or (k, n, d) for k directions at once, and so is the result; for a pair (u, w) v has the
     shape of w and the result that of u. A batch axis stands behind k: (k, B, n, d).
 
-    Errors: `TypeError` for a v of another type, dtype or device than x; `ValueError` for a wrong shape, NaN, an unknown `wrt` or
+    Errors: `TypeError` for a v of another type, dtype or device than x; `ValueError` for a wrong shape, an empty stack, NaN, an unknown `wrt` or
     `solver`, or `tol`, `max_iter`, `ridge` out of range. `ConvergenceWarning` if the potentials had not converged, or conjugate
     gradients stop short. `cg_info` keeps their steps and residual.
 
