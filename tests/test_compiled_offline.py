@@ -68,7 +68,7 @@ def gradients(dtype, rho, k, short):
             M, h, w = G.kernel, torch.zeros(50).double(), torch.zeros(40).double(); M.times(torch.zeros(50, 81).double(), before=h, scale=w); M.scored(torch.zeros(50, 64), torch.zeros(16, 40, 64).double(), torch.zeros(40, 16).double(), w, h)
             for j in (16, 1):
                 for B in (torch.ones(1, 50, 64), torch.zeros(1, 50, 64)): M.weighted(torch.zeros(j, 40, 64), B, torch.zeros(j, 40).double(), torch.zeros(j, 50).double(), torch.ones(50, 65).double(), scale=w)
-    s = ScaledSystem(Moments(replace(D, geom=G), f, g)); cg = krylov.DeviceCG(s, k); cg._start(torch.zeros(1, 50, k).double(), cg.goal(1e-6)); cg._block()
+    s = ScaledSystem(Moments(replace(D, geom=G), f, g)); cg = (krylov.DeviceCG if k == 1 else krylov.BlockCG)(s, k); cg._start(torch.zeros(1, 50, k).double(), cg.goal(1e-6)); cg._block()
 
 if sys.argv[1] == "gradients":
     for case in ((torch.float32, float("inf"), 1, False), (torch.float32, .5, 16, False), (torch.float32, float("inf"), 1, True), (torch.float32, float("inf"), 16, True), (torch.float64, float("inf"), 3, False), (torch.float64, .5, 3, True)): gradients(*case)
