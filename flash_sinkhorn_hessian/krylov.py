@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'WIDTH', 'ALPHA', 'MOVE', 'INVERSE', 'BETA', 'SHARE',
-           'PART', 'ROOM', 'cells', 'total', 'dots_kernel', 'start_kernel', 'residual_kernel', 'verdict',
-           'direction_kernel', 'total_kernel', 'factors', 'gram', 'gram_kernel', 'step_kernel', 'block_residual_kernel',
-           'turn_kernel', 'block_direction_kernel', 'SparseProducts', 'StreamedProducts', 'slices', 'block_dots',
-           'WideProducts', 'account', 'DeviceCG', 'BlockCG', 'schur_cg', 'contract_kernel', 'combine_kernel',
-           'remembered', 'Replayed', 'recorded', 'WholeProduct', 'whole_product']
+           'TURN', 'PART', 'ROOM', 'cells', 'total', 'dots_kernel', 'start_kernel', 'residual_kernel', 'verdict',
+           'direction_kernel', 'total_kernel', 'eliminated', 'rooted', 'diagonal', 'gram', 'gram_kernel', 'step_kernel',
+           'block_residual_kernel', 'turn_kernel', 'block_direction_kernel', 'SparseProducts', 'StreamedProducts',
+           'slices', 'block_dots', 'WideProducts', 'account', 'DeviceCG', 'BlockCG', 'schur_cg', 'contract_kernel',
+           'combine_kernel', 'remembered', 'Replayed', 'recorded', 'WholeProduct', 'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -173,76 +173,85 @@ def total_kernel(part_ptr, w_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, n, 
 
 # %% ../nbs/16_krylov.ipynb #b10c0002
 WIDTH = 16                                     # columns of a block
-ALPHA, MOVE, INVERSE, BETA, SHARE = range(5)   # small matrices of a block, each WIDTH x WIDTH: steps, steps times C, 1/S, S (or zero before the first step), C itself; the products with e after them
-_SMALL = 5*WIDTH*WIDTH + WIDTH
+ALPHA, MOVE, INVERSE, BETA, SHARE, TURN = range(6)   # small matrices of a block, WIDTH x WIDTH: steps, steps times C, 1/S, S (zero before the first step), C, P^T Q; the products with e stand behind them
+_SMALL = 6*WIDTH*WIDTH + WIDTH
 
 @triton.jit
-def factors(G):
-    "G = L D L^T, symmetric 16 x 16: D L^T, 1/L and D, without the pivots that are nothing but rounding."
-    i = tl.arange(0, 16); eye = i[:, None] == i[None, :]; U = G; T = tl.where(eye, 1.0, 0.0).to(tl.float64); whole = tl.sum(tl.where(eye, G, 0.0), 0); D = tl.zeros([16], tl.float64)
+def eliminated(G, T, JORDAN: tl.constexpr):
+    "Elimination on [G | T], G symmetric 16 x 16 with ones on its diagonal: what is left of both, and the pivots, zero for those that are nothing but rounding. JORDAN: above the diagonal too."
+    i = tl.arange(0, 16); D = tl.zeros([16], tl.float64)
     for j in range(16):
-        here = i == j; row = tl.sum(tl.where(here[:, None], U, 0.0), 0); below = tl.sum(tl.where(here[None, :], U, 0.0), 1); last = tl.sum(tl.where(here[:, None], T, 0.0), 0)
-        pivot = tl.sum(tl.where(here, row, 0.0)[:, None], 0); some = pivot > 1e-15*tl.sum(tl.where(here, whole, 0.0)[:, None], 0)
-        D = tl.where(here & some, pivot, D); f = tl.where((i > j) & some, below/tl.where(some, pivot, 1.0), 0.0)
-        U -= f[:, None]*row[None, :]; T -= f[:, None]*last[None, :]
-    return tl.where(i[:, None] <= i[None, :], U, 0.0), T, D
+        here = i == j; row = tl.sum(tl.where(here[:, None], G, 0.0), 0); column = tl.sum(tl.where(here[None, :], G, 0.0), 1); last = tl.sum(tl.where(here[:, None], T, 0.0), 0)
+        pivot = tl.sum(tl.where(here, row, 0.0)[:, None], 0); some = pivot > 1e-15; D = tl.where(here & some, pivot, D)
+        others = i != j if JORDAN else i > j; f = tl.where(others & some, column/tl.where(some, pivot, 1.0), 0.0)
+        G -= f[:, None]*row[None, :]; T -= f[:, None]*last[None, :]
+    return G, T, D
+
+@triton.jit
+def rooted(square):
+    "One over the root of each number, zero where it is not positive."
+    return tl.where(square > 0, 1/tl.sqrt(tl.where(square > 0, square, 1.0)), 0.0)
+
+@triton.jit
+def diagonal(G):
+    i = tl.arange(0, 16); return tl.sum(tl.where(i[:, None] == i[None, :], G, 0.0), 0)
 
 @triton.jit
 def gram(ptr, P, step):
-    "Sum of P matrices, 16 x 16 and `step` apart."
+    "Sum of P matrices, 16 x 16 and `step` apart, made symmetric."
     acc = tl.zeros([256], tl.float64); at = tl.arange(0, 256)
     for s in range(0, P, 32):
         part = s + tl.arange(0, 32)
         acc += tl.sum(tl.load(ptr + (part*step)[:, None] + at[None, :], mask=(part < P)[:, None], other=0.0), 0)
-    return tl.reshape(acc, [16, 16])
+    G = tl.reshape(acc, [16, 16]); return (G + tl.trans(G))/2
 
 @triton.jit(do_not_specialize=_INTS)
-def gram_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, m, k, per, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
-    "Partial products of sixteen columns of q with those of p, and with e."
+def gram_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, turn_ptr, small_ptr, m, k, per, P, G, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
+    "Partial products of sixteen columns of q with those of p, and with e; sixteen more programs add the parts of P^T Q, a row each."
     in_turn(CHAIN)
-    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; wide = 16 if FULL else k
-    dot = tl.zeros([16, 16], tl.float64); dot_e = tl.zeros([16], tl.float64)
-    for h in range(per):
-        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]
-        q = tl.load(q_ptr + i, mask=live, other=0.0); p = tl.load(p_ptr + i, mask=live, other=0.0)
-        dot += tl.dot(tl.trans(p), q, out_dtype=tl.float64); dot_e += tl.sum(q*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None], 0)
-    out = dots_ptr + ((b*tl.num_programs(2) + tl.program_id(2))*tl.num_programs(0) + g)*272
-    tl.store(out + cc[:, None]*16 + cc[None, :], dot); tl.store(out + 256 + cc, dot_e)
+    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; wide = 16 if FULL else k; at = b*tl.num_programs(2) + tl.program_id(2)
+    if g < P:
+        dot = tl.zeros([16, 16], tl.float64); dot_e = tl.zeros([16], tl.float64)
+        for h in range(per):
+            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]
+            q = tl.load(q_ptr + i, mask=live, other=0.0); p = tl.load(p_ptr + i, mask=live, other=0.0)
+            dot += tl.dot(tl.trans(p), q, out_dtype=tl.float64); dot_e += tl.sum(q*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None], 0)
+        out = dots_ptr + (at*P + g)*272
+        tl.store(out + cc[:, None]*16 + cc[None, :], dot); tl.store(out + 256 + cc, dot_e)
+    else:
+        row = (g - P)*16 + cc; part = tl.arange(0, 256)
+        tl.store(small_ptr + at*1552 + 1280 + row, tl.sum(tl.load(turn_ptr + (at*G + part)[:, None]*256 + row[None, :], mask=(part < G)[:, None], other=0.0), 0))
 
 @triton.jit(do_not_specialize=_INTS)
-def step_kernel(dots_ptr, turn_ptr, table_ptr, small_ptr, k, P, G, slot, systems, CHAIN: tl.constexpr):
+def step_kernel(dots_ptr, table_ptr, small_ptr, k, P, slot, systems, CHAIN: tl.constexpr):
     "Steps of a block, `alpha`, and `alpha C` for the columns that still move."
     in_turn(CHAIN)
-    group = tl.program_id(0); b = tl.program_id(1).to(tl.int64); at = b*tl.num_programs(0) + group; i = tl.arange(0, 16); cell = i[:, None]*16 + i[None, :]; c = group*16 + i
-    A = gram(dots_ptr + at*P*272, P, 272); H = gram(turn_ptr + at*G*256, G, 256); small = small_ptr + at*1296; off = tl.zeros([16], tl.float64)
+    group = tl.program_id(0); b = tl.program_id(1).to(tl.int64); at = b*tl.num_programs(0) + group; i = tl.arange(0, 16); cell = i[:, None]*16 + i[None, :]; c = group*16 + i; small = small_ptr + at*1552
+    going = tl.load(table_ptr + (slot*systems + b*k + c)*8 + 5, mask=c < k, other=1.0) == 0; C = tl.load(small + 1024 + cell); H = tl.load(small + 1280 + cell); off = tl.zeros([16], tl.float64)
     for s in range(0, P, 128):
         part = s + tl.arange(0, 128); off += tl.sum(tl.load(dots_ptr + (at*P + part)[:, None]*272 + 256 + i[None, :], mask=(part < P)[:, None], other=0.0), 0)
-    U, T, D = factors((A + tl.trans(A))/2); TD = T*tl.where(D > 0, 1/tl.where(D > 0, D, 1.0), 0.0)[:, None]
-    alpha = tl.dot(tl.trans(TD), tl.dot(T, H, out_dtype=tl.float64), out_dtype=tl.float64)
-    going = tl.load(table_ptr + (slot*systems + b*k + c)*8 + 5, mask=c < k, other=1.0) == 0
-    move = tl.dot(alpha, tl.load(small + 1024 + cell), out_dtype=tl.float64)
-    tl.store(small + cell, alpha); tl.store(small + 256 + cell, tl.where(going[None, :], move, 0.0)); tl.store(small + 1280 + i, off)
+    A = gram(dots_ptr + at*P*272, P, 272); scale = rooted(diagonal(A))[:, None]
+    _, T, D = eliminated(A*scale*tl.trans(scale), H*scale, True)
+    alpha = T*(scale*tl.where(D > 0, 1/tl.where(D > 0, D, 1.0), 0.0)[:, None]); move = tl.dot(alpha, C, out_dtype=tl.float64)
+    tl.store(small + cell, alpha); tl.store(small + 256 + cell, tl.where(going[None, :], move, 0.0)); tl.store(small + 1536 + i, off)
 
 @triton.jit(do_not_specialize=_INTS)
-def block_residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, small_ptr, gram_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, n, m, k, per, slot, systems, cap,
+def block_residual_kernel(r_ptr, p_ptr, q_ptr, e_ptr, small_ptr, gram_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, m, k, per, slot, systems, cap,
                           NULL: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
-    "`residual_kernel` for a block: the solution moves along p, its image along u, and the residual is left as it is, with partial products of its columns."
+    "The residual of a block after a step, as it is, with partial products of its columns; KM and KEEP as in `residual_kernel`."
     in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0); wide = 16 if FULL else k
     at = b*tl.num_programs(2) + tl.program_id(2); t = table_ptr + (slot*systems + b*k + c)*8; some = tl.max((tl.load(t + 5, mask=has, other=1.0) == 0).to(tl.int32), 0) > 0
-    cell = small_ptr + at*1296 + cc[:, None]*16 + cc[None, :]; alpha = tl.load(cell); move = tl.load(cell + 256); off = tl.load(small_ptr + at*1296 + 1280 + cc)
+    alpha = tl.load(small_ptr + at*1552 + cc[:, None]*16 + cc[None, :]); off = tl.load(small_ptr + at*1552 + 1536 + cc)
     acc = tl.zeros([16, 16], tl.float64); kk = tl.arange(0, 4096//BLOCK); width = tl.minimum(k, 16); row = tl.max(tl.load(t + 4, mask=has, other=-1.0), 0).to(tl.int64)*width + cc
     for h in range(per):
-        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); inside = (j < m) & some
-        i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(inside, has, FULL); o = (b*n + j)[:, None]*wide + c[None, :]; below = cells((j < n) & some, has, FULL)
-        q = tl.load(q_ptr + i, mask=live, other=0.0); r = tl.load(r_ptr + i, mask=live, other=0.0); p = tl.load(p_ptr + i, mask=live, other=0.0); x = tl.load(x_ptr + i, mask=live, other=0.0)
-        U = tl.load(U_ptr + o, mask=below, other=0.0); u = tl.load(u_ptr + o, mask=below, other=0.0)
+        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); inside = (j < m) & some; i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(inside, has, FULL)
+        q = tl.load(q_ptr + i, mask=live, other=0.0); r = tl.load(r_ptr + i, mask=live, other=0.0)
         if NULL: q -= off[None, :]*tl.load(e_ptr + b*m + j, mask=inside, other=0.0)[:, None]
-        r -= tl.dot(q, alpha, out_dtype=tl.float64); acc += tl.dot(tl.trans(r), r, out_dtype=tl.float64)
-        tl.store(r_ptr + i, r, mask=live); tl.store(x_ptr + i, x + tl.dot(p, move, out_dtype=tl.float64), mask=live); tl.store(U_ptr + o, U + tl.dot(u, move, out_dtype=tl.float64), mask=below)
+        r -= tl.dot(q, alpha, out_dtype=tl.float64); acc += tl.dot(tl.trans(r), r, out_dtype=tl.float64); tl.store(r_ptr + i, r, mask=live)
         if KEEP:
             keep = row[None, :]*m + j[:, None]; ok = inside[:, None] & (has & (row < cap))[None, :] & (at == 0)
-            tl.store(kp_ptr + keep, p, mask=ok); tl.store(kq_ptr + keep, q, mask=ok)
+            tl.store(kp_ptr + keep, tl.load(p_ptr + i, mask=live, other=0.0), mask=ok); tl.store(kq_ptr + keep, q, mask=ok)
         if KM > 0:
             low = r.to(tl.float32)
             for k0 in tl.static_range(0, KM, 4096//BLOCK):
@@ -253,22 +262,32 @@ def block_residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, small
     tl.store(gram_ptr + (at*G + g)*256 + cc[:, None]*16 + cc[None, :], acc)
 
 @triton.jit(do_not_specialize=_INTS)
-def turn_kernel(gram_ptr, table_ptr, small_ptr, part_ptr, out_ptr, gate_ptr, k, G, groups, slot, systems, patience, KM: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
-    "Factor the new residuals of a block, update C and keep its account; the programs after the blocks add the parts of their products with the slow modes."
+def turn_kernel(gram_ptr, table_ptr, small_ptr, part_ptr, out_ptr, x_ptr, p_ptr, U_ptr, u_ptr, gate_ptr, n, m, k, G, groups, per, slot, systems, patience, KM: tl.constexpr, SHARES: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
+    "Factor the new residuals of a block, update C and keep its account. Meanwhile other programs add the parts of their products with the slow modes, and the rest move the solution along p and its image along u."
     in_turn(CHAIN)
-    pid = tl.program_id(0); b = tl.program_id(1).to(tl.int64)
+    pid = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); cell = cc[:, None]*16 + cc[None, :]; wide = 16 if FULL else k
     if pid < groups:
-        i = tl.arange(0, 16); cell = i[:, None]*16 + i[None, :]; block = b*groups + pid; small = small_ptr + block*1296; c = pid*16 + i; has = c < k; t = table_ptr + (slot*systems + b*k + c)*8
-        first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf"); U, T, D = factors(gram(gram_ptr + block*G*256, G, 256)); scale = tl.where(D > 0, 1/tl.sqrt(tl.where(D > 0, D, 1.0)), 0.0)
-        S = U*scale[:, None]; C = tl.dot(S, tl.where(first, tl.where(i[:, None] == i[None, :], 1.0, 0.0), tl.load(small + 1024 + cell)).to(tl.float64), out_dtype=tl.float64)
-        tl.store(small + 512 + cell, tl.trans(T*scale[:, None])); tl.store(small + 768 + cell, tl.where(first, 0.0, S)); tl.store(small + 1024 + cell, C)
+        at = b*groups + pid; small = small_ptr + at*1552; c = pid*16 + cc; has = c < k; t = table_ptr + (slot*systems + b*k + c)*8
+        first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf"); C = tl.where(first, tl.where(cc[:, None] == cc[None, :], 1.0, 0.0), tl.load(small + 1024 + cell)).to(tl.float64)
+        A = gram(gram_ptr + at*G*256, G, 256); square = diagonal(A); scale = rooted(square)[None, :]; one = tl.where(cc[:, None] == cc[None, :], 1.0, 0.0).to(tl.float64)
+        tl.store(small + cell, A*scale*tl.trans(scale)); tl.debug_barrier()      # through memory, which spreads it over the threads
+        U, T, D = eliminated(tl.load(small + cell), one, False); root = rooted(D)[:, None]
+        S = tl.where(cc[:, None] <= cc[None, :], U*root*(square[None, :]*scale), 0.0); C = tl.dot(S, C, out_dtype=tl.float64)
+        tl.store(small + 512 + cell, tl.trans(T*root*scale)); tl.store(small + 768 + cell, tl.where(first, 0.0, S)); tl.store(small + 1024 + cell, C)
         verdict(t, table_ptr + ((1 - slot)*systems + b*k + c)*8, gate_ptr, tl.sum(C*C, 0), patience, has)
-    elif KM > 0:
-        entry = (pid - groups)*BLOCK + tl.arange(0, BLOCK); size = KM*k; acc = tl.zeros([BLOCK], tl.float32)
+    elif pid < groups + SHARES:
+        entry = (pid - groups)*256 + tl.arange(0, 256); size = KM*k; acc = tl.zeros([256], tl.float32)
         for g in range(0, G, 32):
             part = g + tl.arange(0, 32)
-            acc += tl.sum(tl.load(part_ptr + ((b*G + part)*size)[:, None] + entry[None, :], mask=(part < G)[:, None] & (entry < size)[None, :], other=0.0), 0)
+            acc += tl.sum(tl.load(part_ptr + ((b*G + part)*size)[:, None] + entry[None, :], mask=(part < G)[:, None] & (entry < size)[None, :], other=0.0), 0).to(tl.float32)
         tl.store(out_ptr + b*size + entry, acc, mask=entry < size)
+    else:
+        group = (pid - groups - SHARES) % groups; g = (pid - groups - SHARES) // groups; c = group*16 + cc; has = c < k
+        some = tl.max((tl.load(table_ptr + (slot*systems + b*k + c)*8 + 5, mask=has, other=1.0) == 0).to(tl.int32), 0) > 0; move = tl.load(small_ptr + (b*groups + group)*1552 + 256 + cell)
+        for h in range(per):
+            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); i = (b*m + j)[:, None]*wide + c[None, :]; live = cells((j < m) & some, has, FULL); o = (b*n + j)[:, None]*wide + c[None, :]; below = cells((j < n) & some, has, FULL)
+            tl.store(x_ptr + i, tl.load(x_ptr + i, mask=live, other=0.0) + tl.dot(tl.load(p_ptr + i, mask=live, other=0.0), move, out_dtype=tl.float64), mask=live)
+            tl.store(U_ptr + o, tl.load(U_ptr + o, mask=below, other=0.0) + tl.dot(tl.load(u_ptr + o, mask=below, other=0.0), move, out_dtype=tl.float64), mask=below)
 
 @triton.jit(do_not_specialize=_INTS)
 def block_direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, small_ptr, turn_ptr, table_ptr, m, k, stride, per, slot, systems,
@@ -277,7 +296,7 @@ def block_direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, small
     in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0); wide = 16 if FULL else k
     at = b*tl.num_programs(2) + tl.program_id(2); some = tl.max((tl.load(table_ptr + (slot*systems + b*k + c)*8 + 5, mask=has, other=1.0) == 0).to(tl.int32), 0) > 0
-    cell = small_ptr + at*1296 + cc[:, None]*16 + cc[None, :]; inverse = tl.load(cell + 512); beta = tl.load(cell + 768); acc = tl.zeros([16, 16], tl.float64); kk = tl.arange(0, 4096//BLOCK)
+    cell = small_ptr + at*1552 + cc[:, None]*16 + cc[None, :]; inverse = tl.load(cell + 512); beta = tl.load(cell + 768); acc = tl.zeros([16, 16], tl.float64); kk = tl.arange(0, 4096//BLOCK)
     for h in range(per):
         j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells((j < m) & some, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]
         r = tl.load(r_ptr + i, mask=live, other=0.0); old = tl.load(p_ptr + i, mask=live, other=0.0); factor = tl.load(w_ptr + b*stride + j, mask=j < m, other=0.0)[:, None]
@@ -305,7 +324,7 @@ class SparseProducts:
     def __call__(self, p, u, q, e, dots, gate):
         self.K.times(self.next, u, self.r, next=self.mid, gate=gate)
         if self.k == 1: self.KT.times(self.mid, q, self.c, p=p, e=e, dots=dots, gate=gate)
-        else: self.KT.times(self.mid, q, self.c, p=p, gate=gate); block_dots(p, q, e, dots)
+        else: self.KT.times(self.mid, q, self.c, p=p, gate=gate)
 
 # %% ../nbs/16_krylov.ipynb #279d6b8a
 class StreamedProducts:
@@ -333,10 +352,10 @@ def slices(m, k=1):
     "Programs that share the rows of a system of k columns, blocks of rows for each of them, and rows in a block."
     size = 64 if k > 1 else 128 if m <= 1 << 14 else 256 if m <= 1 << 16 else 1024; per = (1 + (k > 1))*-(-m//(256*max(128, size))); return -(-m//(size*per)), per, size
 
-def block_dots(p, q, e, dots): # (B, m, k), (B, m, k), (B, m), (B, groups, programs, 17, 16)
-    "Partial products of the columns of q with those of p and with e."
+def block_dots(p, q, e, dots, turns, small): # (B, m, k), (B, m, k), (B, m), (B, groups, programs, 17, 16), (B, groups, other programs, 16, 16), (B, groups, _SMALL)
+    "Partial products of the columns of q with those of p and with e; those of p with the residual are added."
     B, m, k = p.shape; P, per, size = slices(m, k)
-    launch(gram_kernel, (P, B, -(-k//WIDTH)), p, q, e, dots, m, k, per, FULL=k == WIDTH, BLOCK=size, CHAIN=chained(q.device))
+    launch(gram_kernel, (P + WIDTH, B, -(-k//WIDTH)), p, q, e, dots, turns, small, m, k, per, P, turns.shape[2], FULL=k == WIDTH, BLOCK=size, CHAIN=chained(q.device))
 
 class WideProducts:
     "The same for several columns."
@@ -350,7 +369,6 @@ class WideProducts:
         shape = lambda t: t.reshape(*self.g.batch, -1, self.k)
         u.copy_(_product(self.g, self.u, self.v, shape(self.next)).reshape(u.shape))
         torch.sub(p, _product(self.g.T, self.v, self.u, shape(u)).reshape(p.shape), out=q)
-        block_dots(p, q, e, dots)
 
 # %% ../nbs/16_krylov.ipynb #b8046bc9
 def account(
@@ -400,8 +418,8 @@ class DeviceCG:
             self.rows, self.A_rows = rows(W), rows(self.modes.AW); self.c = torch.zeros(self.B, self.G, len(self.rows), self.k, device=W.device); self.share = self.c if self.k == 1 else torch.zeros_like(self.c[:, 0])
     def _both(self, t): Nt = self.s.N(t); return self.s.T.project(t - self.s.T.N(Nt)), Nt
     def _step(self, slot):
-        self.prod(self.p, self.u, self.q, self.null, self.dots, self.gate)
-        self._move(slot); self._turn(slot)
+        self._product(); self._move(slot); self._turn(slot)
+    def _product(self): self.prod(self.p, self.u, self.q, self.null, self.dots, self.gate)
     def _grid(self): return (self.G, self.B), dict(BLOCK=self.size, CHAIN=self.chain)
     def _slow(self): return (self.rows, self.A_rows, self.c, self.share, len(self.rows)) if self.W is not None else (*[self.r]*4, 0)
     def _keep(self, first): return (*self.kept, self.kept.shape[1]) if self.kept is not None and not first else (self.r, self.r, 0)
@@ -485,12 +503,13 @@ class BlockCG(DeviceCG):
         self._move(1, True); self._turn(1)
     def _move(self, slot, first=False):
         (_, AW, c, _, KM), (kp, kq, cap), (grid, shape) = self._slow(), self._keep(first), self._grid()
-        if not first: launch(step_kernel, (self.groups, self.B), self.dots, self.turns, self.table, self.small, self.k, self.prod.P, self.G, slot, self.B*self.k, CHAIN=self.chain, warps=8)
-        launch(block_residual_kernel, grid, self.x, self.r, self.p, self.q, self.null, self.U, self.u, self.first if first else self.small, self.grams, self.table, AW, c, kp, kq,
-               self.n, self.m, self.k, self.per, slot, self.B*self.k, cap, NULL=self.balanced, KM=KM, KEEP=cap > 0, **shape)
+        if first: self.small.copy_(self.first)
+        else: block_dots(self.p, self.q, self.null, self.dots, self.turns, self.small); launch(step_kernel, (self.groups, self.B), self.dots, self.table, self.small, self.k, self.prod.P, slot, self.B*self.k, CHAIN=self.chain)
+        launch(block_residual_kernel, grid, self.r, self.p, self.q, self.null, self.small, self.grams, self.table, AW, c, kp, kq, self.m, self.k, self.per, slot, self.B*self.k, cap, NULL=self.balanced, KM=KM, KEEP=cap > 0, **shape)
     def _turn(self, slot):
         (W, _, c, share, KM), w, (grid, shape), k = self._slow(), self.prod, self._grid(), self.k
-        launch(turn_kernel, (self.groups + -(-KM*k//256), self.B), self.grams, self.table, self.small, c, share, self.gate, k, self.G, self.groups, slot, self.B*k, 150, KM=KM, BLOCK=256, CHAIN=self.chain, warps=8)
+        shares = -(-KM*k//256)
+        launch(turn_kernel, (self.groups*(1 + self.G) + shares, self.B), self.grams, self.table, self.small, c, share, self.x, self.p, self.U, self.u, self.gate, self.n, self.m, k, self.G, self.groups, self.per, slot, self.B*k, 150, KM=KM, SHARES=shares, **shape)
         launch(block_direction_kernel, grid, self.r, self.p, W, share, w.w, w.next, self.small, self.turns, self.table, self.m, k, w.stride, self.per, slot, self.B*k,
                F=_F[w.next.dtype], W=_F[w.w.dtype], KM=KM, **shape)
     def __call__(self, rhs, tol, max_iter):
