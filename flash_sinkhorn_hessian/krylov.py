@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'WIDTH', 'ALPHA', 'MOVE', 'INVERSE', 'BETA', 'SHARE',
-           'TURN', 'PART', 'ROOM', 'cells', 'total', 'dots_kernel', 'start_kernel', 'residual_kernel', 'verdict',
-           'direction_kernel', 'total_kernel', 'eliminated', 'rooted', 'diagonal', 'gram', 'gram_kernel', 'step_kernel',
-           'block_residual_kernel', 'turn_kernel', 'block_direction_kernel', 'SparseProducts', 'StreamedProducts',
-           'slices', 'block_dots', 'WideProducts', 'account', 'DeviceCG', 'BlockCG', 'schur_cg', 'contract_kernel',
-           'combine_kernel', 'remembered', 'Replayed', 'recorded', 'WholeProduct', 'whole_product']
+           'TURN', 'PART', 'ROOM', 'cells', 'total', 'dots_kernel', 'start_kernel', 'residual_kernel', 'alone',
+           'verdict', 'direction_kernel', 'total_kernel', 'eliminated', 'rooted', 'diagonal', 'unfinished', 'gram',
+           'gram_kernel', 'step_kernel', 'block_residual_kernel', 'turn_kernel', 'block_direction_kernel',
+           'SparseProducts', 'StreamedProducts', 'slices', 'block_dots', 'WideProducts', 'account', 'DeviceCG',
+           'BlockCG', 'schur_cg', 'contract_kernel', 'combine_kernel', 'remembered', 'Replayed', 'recorded',
+           'WholeProduct', 'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -97,7 +98,7 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); G = tl.num_programs(0)
     one = tl.arange(0, 1); going = tl.load(table_ptr + (slot*systems + b)*8 + 5 + one) == 0; good = going; acc = tl.zeros([BLOCK], tl.float64)
     row = tl.load(table_ptr + slot*systems*8 + 4).to(tl.int64); kk = tl.arange(0, 4096//BLOCK)
-    for h in range(per):
+    for h in range(tl.where(tl.max(going.to(tl.int32), 0) > 0, per, 0)):
         j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); i = b*m + j; live = (j < m) & going; o = b*n + j; below = (j < n) & going
         q = tl.load(q_ptr + i, mask=live, other=0.0); r = tl.load(r_ptr + i, mask=live, other=0.0); p = tl.load(p_ptr + i, mask=live, other=0.0); x = tl.load(x_ptr + i, mask=live, other=0.0)
         U = tl.load(U_ptr + o, mask=below, other=0.0); u = tl.load(u_ptr + o, mask=below, other=0.0)
@@ -120,11 +121,16 @@ def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, r
 
 # %% ../nbs/16_krylov.ipynb #d26a3f39
 @triton.jit
+def alone(CHAIN: tl.constexpr):
+    "`in_turn` for a kernel before a large one, whose programs would come early and crowd where this one is not."
+    if CHAIN: tl.extra.cuda.gdc_wait()
+
+@triton.jit
 def verdict(t, o, gate_ptr, new, patience, has):
     "The row of a table after a step, from the row before it and the square of the new residual; systems that are done lower the gate."
     rr = tl.load(t, mask=has, other=0.0); goal = tl.load(t + 1, mask=has, other=0.0); best = tl.load(t + 2, mask=has, other=0.0); since = tl.load(t + 3, mask=has, other=0.0); steps = tl.load(t + 4, mask=has, other=0.0)
     state = tl.load(t + 5, mask=has, other=1.0); going = state == 0; good = going & (new >= 0) & (new < float("inf"))
-    since = tl.where(new < 0.9*best, 0.0, since + 1); after = tl.where(going, tl.where(good & (new <= goal), 1.0, tl.where(good & (since < patience), 0.0, 2.0)), state)
+    since = tl.where(going, tl.where(new < 0.9*best, 0.0, since + 1), since); after = tl.where(going, tl.where(good & (new <= goal), 1.0, tl.where(good & (since < patience), 0.0, 2.0)), state)
     tl.store(o, tl.where(good, new, rr), mask=has); tl.store(o + 1, goal, mask=has); tl.store(o + 2, tl.where(good, tl.minimum(best, new), best), mask=has)
     tl.store(o + 3, since, mask=has); tl.store(o + 4, tl.where(good, steps + 1, steps), mask=has); tl.store(o + 5, after, mask=has)
     for z in tl.static_range(6, 8): tl.store(o + z, tl.load(t + z, mask=has, other=0.0), mask=has)
@@ -134,10 +140,10 @@ def verdict(t, o, gate_ptr, new, patience, has):
 def direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, rr_ptr, rp_ptr, table_ptr, gate_ptr, m, stride, patience, per, slot, systems,
                      F: tl.constexpr, W: tl.constexpr, GP: tl.constexpr, KM: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "Turn p, conjugate to KM slow modes; `next` is p times the factors w, what the next product reads. The first program of a system keeps its account."
-    in_turn(CHAIN)
+    alone(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); G = tl.num_programs(0); one = tl.arange(0, 1); t = table_ptr + (slot*systems + b)*8 + one
     rr = tl.load(t); going = tl.load(t + 5) == 0; new = rr; acc = tl.zeros([BLOCK], tl.float64); kk = tl.arange(0, 4096//BLOCK); gg = tl.arange(0, GP)
-    for h in range(per):
+    for h in range(tl.where(tl.max(going.to(tl.int32), 0) > 0, per, 0)):
         j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = (j < m) & going; i = b*m + j
         r = tl.load(r_ptr + i, mask=live, other=0.0); old = tl.load(p_ptr + i, mask=live, other=0.0); factor = tl.load(w_ptr + b*stride + j, mask=j < m, other=0.0)
         new = total(rr_ptr + b*G, G, 1, 128); good = going & (new >= 0); p = r + tl.where(good, new/rr, 0.0)*old
@@ -177,10 +183,10 @@ ALPHA, MOVE, INVERSE, BETA, SHARE, TURN = range(6)   # small matrices of a block
 _SMALL = 6*WIDTH*WIDTH + WIDTH
 
 @triton.jit
-def eliminated(G, T, JORDAN: tl.constexpr):
+def eliminated(G, T, rows, JORDAN: tl.constexpr):
     "Elimination on [G | T], G symmetric 16 x 16 with ones on its diagonal: what is left of both, and the pivots, zero for those that are nothing but rounding. JORDAN: above the diagonal too."
     i = tl.arange(0, 16); D = tl.zeros([16], tl.float64)
-    for j in range(16):
+    for j in range(rows):
         here = i == j; row = tl.sum(tl.where(here[:, None], G, 0.0), 0); column = tl.sum(tl.where(here[None, :], G, 0.0), 1); last = tl.sum(tl.where(here[:, None], T, 0.0), 0)
         pivot = tl.sum(tl.where(here, row, 0.0)[:, None], 0); some = pivot > 1e-15; D = tl.where(here & some, pivot, D)
         others = i != j if JORDAN else i > j; f = tl.where(others & some, column/tl.where(some, pivot, 1.0), 0.0)
@@ -197,6 +203,11 @@ def diagonal(G):
     i = tl.arange(0, 16); return tl.sum(tl.where(i[:, None] == i[None, :], G, 0.0), 0)
 
 @triton.jit
+def unfinished(t, has):
+    "Does a column of the block still move?"
+    return tl.max((tl.load(t + 5, mask=has, other=1.0) == 0).to(tl.int32), 0) > 0
+
+@triton.jit
 def gram(ptr, P, step):
     "Sum of P matrices, 16 x 16 and `step` apart, made symmetric."
     acc = tl.zeros([256], tl.float64); at = tl.arange(0, 256)
@@ -206,13 +217,13 @@ def gram(ptr, P, step):
     G = tl.reshape(acc, [16, 16]); return (G + tl.trans(G))/2
 
 @triton.jit(do_not_specialize=_INTS)
-def gram_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, turn_ptr, small_ptr, m, k, per, P, G, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
+def gram_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, turn_ptr, small_ptr, table_ptr, m, k, per, P, G, slot, systems, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "Partial products of sixteen columns of q with those of p, and with e; sixteen more programs add the parts of P^T Q, a row each."
     in_turn(CHAIN)
-    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; wide = 16 if FULL else k; at = b*tl.num_programs(2) + tl.program_id(2)
+    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; wide = 16 if FULL else k; at = b*tl.num_programs(2) + tl.program_id(2); some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has)
     if g < P:
         dot = tl.zeros([16, 16], tl.float64); dot_e = tl.zeros([16], tl.float64)
-        for h in range(per):
+        for h in range(tl.where(some, per, 0)):
             j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]
             q = tl.load(q_ptr + i, mask=live, other=0.0); p = tl.load(p_ptr + i, mask=live, other=0.0)
             dot += tl.dot(tl.trans(p), q, out_dtype=tl.float64); dot_e += tl.sum(q*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None], 0)
@@ -220,18 +231,18 @@ def gram_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, turn_ptr, small_ptr, m, k, per, P
         tl.store(out + cc[:, None]*16 + cc[None, :], dot); tl.store(out + 256 + cc, dot_e)
     else:
         row = (g - P)*16 + cc; part = tl.arange(0, 256)
-        tl.store(small_ptr + at*1552 + 1280 + row, tl.sum(tl.load(turn_ptr + (at*G + part)[:, None]*256 + row[None, :], mask=(part < G)[:, None], other=0.0), 0))
+        tl.store(small_ptr + at*1552 + 1280 + row, tl.sum(tl.load(turn_ptr + (at*G + part)[:, None]*256 + row[None, :], mask=((part < G) & some)[:, None], other=0.0), 0))
 
 @triton.jit(do_not_specialize=_INTS)
 def step_kernel(dots_ptr, table_ptr, small_ptr, k, P, slot, systems, CHAIN: tl.constexpr):
     "Steps of a block, `alpha`, and `alpha C` for the columns that still move."
     in_turn(CHAIN)
-    group = tl.program_id(0); b = tl.program_id(1).to(tl.int64); at = b*tl.num_programs(0) + group; i = tl.arange(0, 16); cell = i[:, None]*16 + i[None, :]; c = group*16 + i; small = small_ptr + at*1552
-    going = tl.load(table_ptr + (slot*systems + b*k + c)*8 + 5, mask=c < k, other=1.0) == 0; C = tl.load(small + 1024 + cell); H = tl.load(small + 1280 + cell); off = tl.zeros([16], tl.float64)
+    group = tl.program_id(0); b = tl.program_id(1).to(tl.int64); at = b*tl.num_programs(0) + group; i = tl.arange(0, 16); cell = i[:, None]*16 + i[None, :]; c = group*16 + i; small = small_ptr + at*1552; dots = dots_ptr + at*P*272
+    t = table_ptr + (slot*systems + b*k + c)*8; going = tl.load(t + 5, mask=c < k, other=1.0) == 0; some = unfinished(t, c < k); P = tl.where(some, P, 0); C = tl.load(small + 1024 + cell); H = tl.load(small + 1280 + cell); off = tl.zeros([16], tl.float64)
     for s in range(0, P, 128):
-        part = s + tl.arange(0, 128); off += tl.sum(tl.load(dots_ptr + (at*P + part)[:, None]*272 + 256 + i[None, :], mask=(part < P)[:, None], other=0.0), 0)
-    A = gram(dots_ptr + at*P*272, P, 272); scale = rooted(diagonal(A))[:, None]
-    _, T, D = eliminated(A*scale*tl.trans(scale), H*scale, True)
+        part = s + tl.arange(0, 128); off += tl.sum(tl.load(dots + part[:, None]*272 + 256 + i[None, :], mask=(part < P)[:, None], other=0.0), 0)
+    A = gram(dots, P, 272); scale = rooted(diagonal(A))[:, None]
+    _, T, D = eliminated(A*scale*tl.trans(scale), H*scale, tl.where(some, 16, 0), True)
     alpha = T*(scale*tl.where(D > 0, 1/tl.where(D > 0, D, 1.0), 0.0)[:, None]); move = tl.dot(alpha, C, out_dtype=tl.float64)
     tl.store(small + cell, alpha); tl.store(small + 256 + cell, tl.where(going[None, :], move, 0.0)); tl.store(small + 1536 + i, off)
 
@@ -241,11 +252,11 @@ def block_residual_kernel(r_ptr, p_ptr, q_ptr, e_ptr, small_ptr, gram_ptr, table
     "The residual of a block after a step, as it is, with partial products of its columns; KM and KEEP as in `residual_kernel`."
     in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0); wide = 16 if FULL else k
-    at = b*tl.num_programs(2) + tl.program_id(2); t = table_ptr + (slot*systems + b*k + c)*8; some = tl.max((tl.load(t + 5, mask=has, other=1.0) == 0).to(tl.int32), 0) > 0
+    at = b*tl.num_programs(2) + tl.program_id(2); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has)
     alpha = tl.load(small_ptr + at*1552 + cc[:, None]*16 + cc[None, :]); off = tl.load(small_ptr + at*1552 + 1536 + cc)
     acc = tl.zeros([16, 16], tl.float64); kk = tl.arange(0, 4096//BLOCK); width = tl.minimum(k, 16); row = tl.max(tl.load(t + 4, mask=has, other=-1.0), 0).to(tl.int64)*width + cc
-    for h in range(per):
-        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); inside = (j < m) & some; i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(inside, has, FULL)
+    for h in range(tl.where(some, per, 0)):
+        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); inside = j < m; i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(inside, has, FULL)
         q = tl.load(q_ptr + i, mask=live, other=0.0); r = tl.load(r_ptr + i, mask=live, other=0.0)
         if NULL: q -= off[None, :]*tl.load(e_ptr + b*m + j, mask=inside, other=0.0)[:, None]
         r -= tl.dot(q, alpha, out_dtype=tl.float64); acc += tl.dot(tl.trans(r), r, out_dtype=tl.float64); tl.store(r_ptr + i, r, mask=live)
@@ -267,11 +278,11 @@ def turn_kernel(gram_ptr, table_ptr, small_ptr, part_ptr, out_ptr, x_ptr, p_ptr,
     in_turn(CHAIN)
     pid = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); cell = cc[:, None]*16 + cc[None, :]; wide = 16 if FULL else k
     if pid < groups:
-        at = b*groups + pid; small = small_ptr + at*1552; c = pid*16 + cc; has = c < k; t = table_ptr + (slot*systems + b*k + c)*8
+        at = b*groups + pid; small = small_ptr + at*1552; c = pid*16 + cc; has = c < k; t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has)
         first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf"); C = tl.where(first, tl.where(cc[:, None] == cc[None, :], 1.0, 0.0), tl.load(small + 1024 + cell)).to(tl.float64)
-        A = gram(gram_ptr + at*G*256, G, 256); square = diagonal(A); scale = rooted(square)[None, :]; one = tl.where(cc[:, None] == cc[None, :], 1.0, 0.0).to(tl.float64)
+        A = gram(gram_ptr + at*G*256, tl.where(some, G, 0), 256); square = diagonal(A); scale = rooted(square)[None, :]; one = tl.where(cc[:, None] == cc[None, :], 1.0, 0.0).to(tl.float64)
         tl.store(small + cell, A*scale*tl.trans(scale)); tl.debug_barrier()      # through memory, which spreads it over the threads
-        U, T, D = eliminated(tl.load(small + cell), one, False); root = rooted(D)[:, None]
+        U, T, D = eliminated(tl.load(small + cell), one, tl.where(some, 16, 0), False); root = rooted(D)[:, None]
         S = tl.where(cc[:, None] <= cc[None, :], U*root*(square[None, :]*scale), 0.0); C = tl.dot(S, C, out_dtype=tl.float64)
         tl.store(small + 512 + cell, tl.trans(T*root*scale)); tl.store(small + 768 + cell, tl.where(first, 0.0, S)); tl.store(small + 1024 + cell, C)
         verdict(t, table_ptr + ((1 - slot)*systems + b*k + c)*8, gate_ptr, tl.sum(C*C, 0), patience, has)
@@ -283,9 +294,9 @@ def turn_kernel(gram_ptr, table_ptr, small_ptr, part_ptr, out_ptr, x_ptr, p_ptr,
         tl.store(out_ptr + b*size + entry, acc, mask=entry < size)
     else:
         group = (pid - groups - SHARES) % groups; g = (pid - groups - SHARES) // groups; c = group*16 + cc; has = c < k
-        some = tl.max((tl.load(table_ptr + (slot*systems + b*k + c)*8 + 5, mask=has, other=1.0) == 0).to(tl.int32), 0) > 0; move = tl.load(small_ptr + (b*groups + group)*1552 + 256 + cell)
-        for h in range(per):
-            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); i = (b*m + j)[:, None]*wide + c[None, :]; live = cells((j < m) & some, has, FULL); o = (b*n + j)[:, None]*wide + c[None, :]; below = cells((j < n) & some, has, FULL)
+        some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has); move = tl.load(small_ptr + (b*groups + group)*1552 + 256 + cell)
+        for h in range(tl.where(some, per, 0)):
+            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(j < m, has, FULL); o = (b*n + j)[:, None]*wide + c[None, :]; below = cells(j < n, has, FULL)
             tl.store(x_ptr + i, tl.load(x_ptr + i, mask=live, other=0.0) + tl.dot(tl.load(p_ptr + i, mask=live, other=0.0), move, out_dtype=tl.float64), mask=live)
             tl.store(U_ptr + o, tl.load(U_ptr + o, mask=below, other=0.0) + tl.dot(tl.load(u_ptr + o, mask=below, other=0.0), move, out_dtype=tl.float64), mask=below)
 
@@ -293,12 +304,12 @@ def turn_kernel(gram_ptr, table_ptr, small_ptr, part_ptr, out_ptr, x_ptr, p_ptr,
 def block_direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, small_ptr, turn_ptr, table_ptr, m, k, stride, per, slot, systems,
                            F: tl.constexpr, W: tl.constexpr, KM: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "`direction_kernel` for a block: the residual becomes orthonormal, and p turns; partial products of the two."
-    in_turn(CHAIN)
+    alone(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0); wide = 16 if FULL else k
-    at = b*tl.num_programs(2) + tl.program_id(2); some = tl.max((tl.load(table_ptr + (slot*systems + b*k + c)*8 + 5, mask=has, other=1.0) == 0).to(tl.int32), 0) > 0
+    at = b*tl.num_programs(2) + tl.program_id(2); some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has)
     cell = small_ptr + at*1552 + cc[:, None]*16 + cc[None, :]; inverse = tl.load(cell + 512); beta = tl.load(cell + 768); acc = tl.zeros([16, 16], tl.float64); kk = tl.arange(0, 4096//BLOCK)
-    for h in range(per):
-        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells((j < m) & some, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]
+    for h in range(tl.where(some, per, 0)):
+        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]
         r = tl.load(r_ptr + i, mask=live, other=0.0); old = tl.load(p_ptr + i, mask=live, other=0.0); factor = tl.load(w_ptr + b*stride + j, mask=j < m, other=0.0)[:, None]
         q = tl.dot(r, inverse, out_dtype=tl.float64); p = q
         if KM > 0:
@@ -352,10 +363,10 @@ def slices(m, k=1):
     "Programs that share the rows of a system of k columns, blocks of rows for each of them, and rows in a block."
     size = 64 if k > 1 else 128 if m <= 1 << 14 else 256 if m <= 1 << 16 else 1024; per = (1 + (k > 1))*-(-m//(256*max(128, size))); return -(-m//(size*per)), per, size
 
-def block_dots(p, q, e, dots, turns, small): # (B, m, k), (B, m, k), (B, m), (B, groups, programs, 17, 16), (B, groups, other programs, 16, 16), (B, groups, _SMALL)
+def block_dots(p, q, e, dots, turns, small, table, slot): # (B, m, k), (B, m, k), (B, m), (B, groups, programs, 17, 16), (B, groups, other programs, 16, 16), (B, groups, _SMALL)
     "Partial products of the columns of q with those of p and with e; those of p with the residual are added."
     B, m, k = p.shape; P, per, size = slices(m, k)
-    launch(gram_kernel, (P + WIDTH, B, -(-k//WIDTH)), p, q, e, dots, turns, small, m, k, per, P, turns.shape[2], FULL=k == WIDTH, BLOCK=size, CHAIN=chained(q.device))
+    launch(gram_kernel, (P + WIDTH, B, -(-k//WIDTH)), p, q, e, dots, turns, small, table, m, k, per, P, turns.shape[2], slot, B*k, FULL=k == WIDTH, BLOCK=size, CHAIN=chained(q.device))
 
 class WideProducts:
     "The same for several columns."
@@ -504,7 +515,7 @@ class BlockCG(DeviceCG):
     def _move(self, slot, first=False):
         (_, AW, c, _, KM), (kp, kq, cap), (grid, shape) = self._slow(), self._keep(first), self._grid()
         if first: self.small.copy_(self.first)
-        else: block_dots(self.p, self.q, self.null, self.dots, self.turns, self.small); launch(step_kernel, (self.groups, self.B), self.dots, self.table, self.small, self.k, self.prod.P, slot, self.B*self.k, CHAIN=self.chain)
+        else: block_dots(self.p, self.q, self.null, self.dots, self.turns, self.small, self.table, slot); launch(step_kernel, (self.groups, self.B), self.dots, self.table, self.small, self.k, self.prod.P, slot, self.B*self.k, CHAIN=self.chain)
         launch(block_residual_kernel, grid, self.r, self.p, self.q, self.null, self.small, self.grams, self.table, AW, c, kp, kq, self.m, self.k, self.per, slot, self.B*self.k, cap, NULL=self.balanced, KM=KM, KEEP=cap > 0, **shape)
     def _turn(self, slot):
         (W, _, c, share, KM), w, (grid, shape), k = self._slow(), self.prod, self._grid(), self.k

@@ -114,7 +114,9 @@ class TruncatedGeometry(TwoSided):
     def rows(self, u): return self.known("rows", lambda u: (u - self.u0).exp(), u)         # the two diagonals
     def columns(self, v): return self.known("columns", lambda v: (v - self.v0).exp(), v)
     def apply(self, u, v, V):
-        "(..., n, k) the kernel times the columns `V` (..., m, k)"
+        "(..., n, k) the kernel times the columns `V` (..., m, k); many of them, for a kernel that is not sparse enough, on all pairs"
+        crowded = getattr(self.kernel, "crowded", None)
+        if crowded and crowded(V.shape[-1], self.x.shape[-1], u.numel()*v.shape[-1]): return self.parent.apply(u, v, V)
         out = self.kernel.times(V.reshape(-1, V.shape[-1]), before=self.columns(v).reshape(-1), scale=self.rows(u).reshape(-1))
         return out.reshape(*u.shape, -1)
     def lse(self, v, guess=None):
