@@ -226,10 +226,15 @@ class Solution:
             raise RuntimeError("x, y, a or b was changed in place after solve: its value can no longer be differentiated; solve again")
         from flash_sinkhorn_hessian.autograd import attach
         return attach(self, *leaves)
+    def __reduce__(self): # a copy, or a pickle, is the potentials: all else is found again, and the value is a plain number
+        p = self.problem
+        return _restored, (type(self), type(p.geom), p.geom.x, p.geom.y, (p.a, p.b, p.rho_x, p.rho_y, p.symmetric), self.inputs, self._f, self._g, self.info, self._offset, self.tol)
     def __repr__(self):
         n, m, d = self.problem.a.shape[-1], self.problem.b.shape[-1], self.inputs.x.shape[-1]
         return (f"{type(self).__name__}(n={n}, m={m}, d={d}, backend={self.backend!r}, converged={self.converged}, "
                 f"n_iter={self.n_iter}, marginal_error={self.marginal_error:.2g})")
+
+def _restored(kind, geometry, x, y, rest, inputs, *fields): return kind(inputs, Problem(geometry(x, y, inputs.eps), *rest), *fields)
 
 # %% ../nbs/10_solve.ipynb #66826f55
 def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
@@ -545,7 +550,9 @@ class SelfTerm(Solution):
         out = PARTNER[ku][:1] if self.problem.symmetric else PARTNER[ku]
         res = _hvp(self, {w: v for w in PARTNER[kw]}, out, options)
         return 2*res[out[0]] if self.problem.symmetric else sum(res.values())
-    def total_block(self, ku, kw): return sum(self._block(u, w) for u in PARTNER[ku] for w in PARTNER[kw])
+    def total_block(self, ku, kw):
+        if self.problem.symmetric: return self_block(self._dense, *(SIDES[k][1] for k in (ku, kw)))
+        return sum(self._block(u, w) for u in PARTNER[ku] for w in PARTNER[kw])
 
 # %% ../nbs/10_solve.ipynb #31a7fc60
 class Divergence(Solution):
@@ -556,6 +563,7 @@ class Divergence(Solution):
     def __init__(self, xy:Solution, xx:SelfTerm, yy:SelfTerm):
         super().__init__(xy.inputs, xy.problem, xy._f, xy._g, xy.info, xy._offset, xy.tol)
         self.xy, self.xx, self.yy = xy, xx, yy
+    def __reduce__(self): return Divergence, (self.xy, self.xx, self.yy)
     def _own(self, u): return self.xx if SIDES[u][0] == 0 else self.yy
     def _kind(self, u): return "a" if SIDES[u][1] == "weights" else "x"    # what the self term calls it
     def _infos(self): return [s.info for s in (self.xy, self.xx, self.yy)]
