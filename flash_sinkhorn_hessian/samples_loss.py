@@ -497,7 +497,7 @@ def _forward(self, *args) -> Tensor: # scalar, or (B,); two potentials if `poten
     wanted = "".join(u for u, t in zip("xy", (x, y)) if isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled())
     point = SchedulePoint(lambda *p: Estimate(self.schedule(), *p, wanted=wanted))
     if not isinstance(x, Tensor): return point.at(*p)                        # raises
-    if not self.potentials: out = Value.apply(x, y, a, b, point)
+    if not self.potentials: out = value_of(x, y, a, b, point)
     else:
         shaped = lambda t, w: t.reshape(w.shape) if isinstance(w, Tensor) else t
         weights = args[-4::2] if len(args) == 4 else (args[1], args[4]) if len(args) == 6 else (None, None)
