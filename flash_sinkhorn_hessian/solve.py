@@ -15,6 +15,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, wraps
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def check_count(
     name:str, value, # argument and its name
 ):
     "Check an iteration limit: an integer of at least one."
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a positive integer; got {value!r}")
 
 # %% ../nbs/10_solve.ipynb #b5f6985f
@@ -403,7 +404,7 @@ def _gradient(self, wrt:str="x") -> Tensor: # the shape of wrt
 def _linear_solver(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
     "The solver of the scaled system; factorisations are kept on the solution."
     if solver not in ("auto", "cg", "cholesky"): raise ValueError(f"solver must be 'auto', 'cg' or 'cholesky'; got {solver!r}")
-    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)): raise TypeError(f"ridge must be a number; got {ridge!r}")
+    if isinstance(ridge, bool) or not isinstance(ridge, Real): raise TypeError(f"ridge must be a number; got {ridge!r}")
     if not 0 <= ridge < math.inf: raise ValueError(f"ridge must be finite and not negative; got {ridge}")
     tol = None if tol is None else check_positive("tol", tol)
     check_count("max_iter", max_iter)
@@ -532,6 +533,7 @@ def _operator_method(self, wrt="x", **options): # options of `hvp`
     su, sw, x = _shape(self, u), _shape(self, w), self.inputs.x
     def product(u, w, sw):
         def run(V): # (size, k)
+            if V.dtype.kind == "c": return run(V.real) + 1j*run(V.imag)
             v = torch.as_tensor(V.T.reshape(-1, *sw), device=x.device).to(x.dtype)
             return self.hvp(v, (u, w), **options).double().flatten(1).T.cpu().numpy()
         return run
