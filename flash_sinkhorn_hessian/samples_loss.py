@@ -479,7 +479,7 @@ class SamplesLoss(torch.nn.Module):
     def schedule(self) -> Schedule:
         "The settings as they are now."
         return Schedule(*self._settings())
-    def _settings(self): return tuple(tuple(v) if isinstance(v, list) else v for v in (getattr(self, k) for k in _FIELDS))
+    def _settings(self): return tuple(tuple(v) if isinstance(v, list) or getattr(v, "ndim", 0) == 1 else v for v in (getattr(self, k) for k in _FIELDS))
     def extra_repr(self): return ", ".join(f"{k}={getattr(self, k)!r}" for k in SETTINGS if k in _SHOWN or getattr(self, k) != _DEFAULTS[k])
 
 _FIELDS = tuple(f.name for f in fields(Schedule))
