@@ -50,8 +50,9 @@ def check_cloud(
 
     Raises `TypeError` for anything but a floating-point tensor and `ValueError` for a wrong rank, an empty cloud, NaN or inf."""
     if not isinstance(x, Tensor): raise TypeError(f"{name} must be a torch.Tensor of shape (n, d); got {_is(x)}{_convert(name, x)}")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} must have a floating-point dtype; got {_is(x)}: use {name}.float() or {name}.double()")
+    if x.layout != torch.strided: raise TypeError(f"{name} must be a dense tensor; got {_is(x)}, {x.layout}: use {name}.to_dense()")
+    if not x.is_floating_point() or x.dtype.itemsize < 2:
+        raise TypeError(f"{name} must have a floating-point dtype{' of 16 bits or more'*x.is_floating_point()}; got {_is(x)}: use {name}.float() or {name}.double()")
     if x.ndim not in (2, 3): raise ValueError(f"{name} must have shape (n, d) or (B, n, d); got {_is(x)}")
     if 0 in x.shape: raise ValueError(f"{name} must hold at least one point of at least one coordinate; got {_is(x)}")
     if not torch.isfinite(x).all(): raise ValueError(f"{name} must be finite; got {_is(x)} with NaN or inf in it")

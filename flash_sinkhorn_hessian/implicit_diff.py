@@ -71,11 +71,20 @@ class DenseSchur:
         return -self.N @ t if w is None else w - self.N @ t, t
 
 # %% ../nbs/04_implicit_diff.ipynb #fe57b224
-def factorise(
-    s:ScaledSystem, # scaled system; its geometry must offer `plan`
-    **kw            # options of `DenseSchur`: `ridge`, `cutoff`
-):                  # a function of (w, z), shapes (..., n, k) and (..., m, k), that returns both blocks of the solution
-    "Solver for the scaled system through the smaller Schur complement."
-    if s.p.a.shape[-1] >= s.p.b.shape[-1]: return DenseSchur(s, **kw).solve
-    flipped = DenseSchur(s.T, **kw)
-    return lambda w, z: flipped.solve(z, w)[::-1]
+class factorise:
+    "Solver of the scaled system by factorisation, through the smaller Schur complement; one cloud that moves on both sides alike (`w is z`) through `I + N`. Each is factorised when it is first wanted."
+    def __init__(self,
+        s:ScaledSystem, # scaled system; its geometry must offer `plan`
+        **kw            # options of `DenseSchur`: `ridge`, `cutoff`
+    ): self.s, self.kw, self.flip = s, kw, s.p.a.shape[-1] < s.p.b.shape[-1]
+    @cached_property
+    def schur(self): return DenseSchur(self.s.T if self.flip else self.s, **self.kw)
+    @cached_property
+    def alike(self):
+        "(..., n, n) Cholesky factor of `(1 + ridge) I + N`"
+        N = self.s.p.geom.plan(self.s.bias, self.s.bias); N.diagonal(dim1=-2, dim2=-1).add_(1 + self.kw.get("ridge", 0.))
+        return torch.linalg.cholesky(N)
+    def __call__(self, w, z): # scaled right-hand sides (..., n, k), (..., m, k); one may be None for zero
+        "Both blocks of the solution; of one cloud that moves on both sides alike the first, and what is left of w: nothing."
+        if self.s.p.symmetric and w is z: return torch.cholesky_solve(w, self.alike), w.new_zeros(())
+        return self.schur.solve(z, w)[::-1] if self.flip else self.schur.solve(w, z)

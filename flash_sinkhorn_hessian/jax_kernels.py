@@ -208,8 +208,8 @@ def gradient(task:Task, out:tuple, p): # names
 def _gradient_rule(task, out, primals, tangents):
     p, v = primals[0], {u: t for u, t in zip(NAMES, tangents[0]) if not isinstance(t, SymbolicZero)}
     if "eps" in (*v, *out): raise NotImplementedError("second derivatives in eps need backend='xla'")
-    names = tuple(u for u in NAMES if u in v or u in out)
-    full = [v.get(u, jnp.zeros_like(p[NAMES.index(u)])) for u in names]
+    names, none = tuple(u for u in NAMES if u in v or u in out), 0*sum(t.ravel()[0] for t in v.values())   # what is linear in a direction is so in all: reverse mode asks for that
+    full = [v.get(u, jnp.full_like(p[NAMES.index(u)], none)) for u in names]
     h = dict(zip(names, product(task, names, p, full)))
     return gradient(task, out, p), [h[u] for u in out]
 

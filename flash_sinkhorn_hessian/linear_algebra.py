@@ -62,7 +62,8 @@ def linear_operator(
     if xp == "cupy" and read(arrays.zeros(1)).device.type != x.device.type: raise ValueError(f"xp='cupy' needs the problem on a GPU; it is on {x.device}")
     rows, columns = parameter_map(J, sol.grad(u)), parameter_map(J, sol.grad(w))
     def product(u, w, into, back):                          # arrays (size, k) -> (size, k)
-        return lambda V: write(back(sol.hvp(into(read(V).T.to(x)), (u, w), **options)).double().T)
+        def run(V): return run(V.real) + 1j*run(V.imag) if V.dtype.kind == "c" else write(back(sol.hvp(into(read(V).T.to(x)), (u, w), **options)).double().T)
+        return run
     one, other = product(u, w, columns[1], rows[2]), product(w, u, rows[1], columns[2])
     vector = lambda f: lambda V: f(V.reshape(-1, 1))[:, 0]
     return linalg.LinearOperator((rows[0], columns[0]), dtype="float64", matvec=vector(one), matmat=one, rmatvec=vector(other), rmatmat=other)
@@ -82,6 +83,7 @@ def extreme_eigenvalues(
     Errors as for `linear_operator`; SciPy raises `ArpackNoConvergence` if `maxiter` ends it, CuPy returns what it has."""
     u, _ = check_wrt(wrt, False); op = linear_operator(sol, u, J, xp)
     arrays, linalg, read, write = array_library(xp)
+    if not k < op.shape[0]: raise ValueError(f"k must be less than the {op.shape[0]} eigenvalues that there are; got {k}: torch.linalg.eigvalsh of the dense Hessian has all of them")
     if xp == "cupy" and "tol" not in options:               # CuPy's tolerance is absolute
         v = write(torch.randn(op.shape[1], dtype=torch.float64, device=sol.inputs.x.device))
         options["tol"] = (1e-10 if sol.inputs.x.dtype == torch.float64 else 1e-5)*float(arrays.linalg.norm(op @ v)/arrays.linalg.norm(v))
@@ -144,6 +146,7 @@ def spectral_gap(
         v = torch.as_tensor(v.ravel(), device=like.device).double()
         w = root*sol.apply_t((inverse(r)*sol.apply((root*v).to(like.dtype)).double()).to(like.dtype)).double()
         return (w - (top @ v)*top if p.balanced else w).cpu().numpy()
+    if len(c) == 1: return 1 - product(np.ones(1)).item()                      # nothing to iterate on
     return 1 - eigsh(LinearOperator((len(c), len(c)), matvec=product, dtype="float64"), k=1, which="LA", return_eigenvectors=False, **options).item()
 
 # %% ../nbs/17_linear_algebra.ipynb #45936b56

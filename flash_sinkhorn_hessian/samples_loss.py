@@ -479,7 +479,7 @@ class SamplesLoss(torch.nn.Module):
     def schedule(self) -> Schedule:
         "The settings as they are now."
         return Schedule(*self._settings())
-    def _settings(self): return tuple(tuple(v) if isinstance(v, list) else v for v in (getattr(self, k) for k in _FIELDS))
+    def _settings(self): return tuple(tuple(v) if isinstance(v, list) or getattr(v, "ndim", 0) == 1 else v for v in (getattr(self, k) for k in _FIELDS))
     def extra_repr(self): return ", ".join(f"{k}={getattr(self, k)!r}" for k in SETTINGS if k in _SHOWN or getattr(self, k) != _DEFAULTS[k])
 
 _FIELDS = tuple(f.name for f in fields(Schedule))
@@ -497,7 +497,7 @@ def _forward(self, *args) -> Tensor: # scalar, or (B,); two potentials if `poten
     wanted = "".join(u for u, t in zip("xy", (x, y)) if isinstance(t, Tensor) and t.requires_grad and torch.is_grad_enabled())
     point = SchedulePoint(lambda *p: Estimate(self.schedule(), *p, wanted=wanted))
     if not isinstance(x, Tensor): return point.at(*p)                        # raises
-    if not self.potentials: out = Value.apply(x, y, a, b, point)
+    if not self.potentials: out = value_of(x, y, a, b, point)
     else:
         shaped = lambda t, w: t.reshape(w.shape) if isinstance(w, Tensor) else t
         weights = args[-4::2] if len(args) == 4 else (args[1], args[4]) if len(args) == 6 else (None, None)

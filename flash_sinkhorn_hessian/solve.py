@@ -15,6 +15,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, wraps
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def check_count(
     name:str, value, # argument and its name
 ):
     "Check an iteration limit: an integer of at least one."
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a positive integer; got {value!r}")
 
 # %% ../nbs/10_solve.ipynb #b5f6985f
@@ -226,10 +227,15 @@ class Solution:
             raise RuntimeError("x, y, a or b was changed in place after solve: its value can no longer be differentiated; solve again")
         from flash_sinkhorn_hessian.autograd import attach
         return attach(self, *leaves)
+    def __reduce__(self): # a copy, or a pickle, is the potentials: all else is found again, and the value is a plain number
+        p = self.problem
+        return _restored, (type(self), type(p.geom), p.geom.x, p.geom.y, (p.a, p.b, p.rho_x, p.rho_y, p.symmetric), self.inputs, self._f, self._g, self.info, self._offset, self.tol)
     def __repr__(self):
         n, m, d = self.problem.a.shape[-1], self.problem.b.shape[-1], self.inputs.x.shape[-1]
         return (f"{type(self).__name__}(n={n}, m={m}, d={d}, backend={self.backend!r}, converged={self.converged}, "
                 f"n_iter={self.n_iter}, marginal_error={self.marginal_error:.2g})")
+
+def _restored(kind, geometry, x, y, rest, inputs, *fields): return kind(inputs, Problem(geometry(x, y, inputs.eps), *rest), *fields)
 
 # %% ../nbs/10_solve.ipynb #66826f55
 def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
@@ -398,7 +404,7 @@ def _gradient(self, wrt:str="x") -> Tensor: # the shape of wrt
 def _linear_solver(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
     "The solver of the scaled system; factorisations are kept on the solution."
     if solver not in ("auto", "cg", "cholesky"): raise ValueError(f"solver must be 'auto', 'cg' or 'cholesky'; got {solver!r}")
-    if isinstance(ridge, bool) or not isinstance(ridge, (int, float)): raise TypeError(f"ridge must be a number; got {ridge!r}")
+    if isinstance(ridge, bool) or not isinstance(ridge, Real): raise TypeError(f"ridge must be a number; got {ridge!r}")
     if not 0 <= ridge < math.inf: raise ValueError(f"ridge must be finite and not negative; got {ridge}")
     tol = None if tol is None else check_positive("tol", tol)
     check_count("max_iter", max_iter)
@@ -527,6 +533,7 @@ def _operator_method(self, wrt="x", **options): # options of `hvp`
     su, sw, x = _shape(self, u), _shape(self, w), self.inputs.x
     def product(u, w, sw):
         def run(V): # (size, k)
+            if V.dtype.kind == "c": return run(V.real) + 1j*run(V.imag)
             v = torch.as_tensor(V.T.reshape(-1, *sw), device=x.device).to(x.dtype)
             return self.hvp(v, (u, w), **options).double().flatten(1).T.cpu().numpy()
         return run
@@ -545,7 +552,9 @@ class SelfTerm(Solution):
         out = PARTNER[ku][:1] if self.problem.symmetric else PARTNER[ku]
         res = _hvp(self, {w: v for w in PARTNER[kw]}, out, options)
         return 2*res[out[0]] if self.problem.symmetric else sum(res.values())
-    def total_block(self, ku, kw): return sum(self._block(u, w) for u in PARTNER[ku] for w in PARTNER[kw])
+    def total_block(self, ku, kw):
+        if self.problem.symmetric: return self_block(self._dense, *(SIDES[k][1] for k in (ku, kw)))
+        return sum(self._block(u, w) for u in PARTNER[ku] for w in PARTNER[kw])
 
 # %% ../nbs/10_solve.ipynb #31a7fc60
 class Divergence(Solution):
@@ -556,6 +565,7 @@ class Divergence(Solution):
     def __init__(self, xy:Solution, xx:SelfTerm, yy:SelfTerm):
         super().__init__(xy.inputs, xy.problem, xy._f, xy._g, xy.info, xy._offset, xy.tol)
         self.xy, self.xx, self.yy = xy, xx, yy
+    def __reduce__(self): return Divergence, (self.xy, self.xx, self.yy)
     def _own(self, u): return self.xx if SIDES[u][0] == 0 else self.yy
     def _kind(self, u): return "a" if SIDES[u][1] == "weights" else "x"    # what the self term calls it
     def _infos(self): return [s.info for s in (self.xy, self.xx, self.yy)]

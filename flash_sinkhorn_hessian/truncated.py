@@ -23,8 +23,8 @@ def limits(
     p:Problem, f:Tensor, g:Tensor, # a problem and its potentials (..., n), (..., m)
 ) -> tuple: # two pairs of (rows (..., n), columns (..., m)), in nats
     "A pair of points matters if, for one of the two, `row_i + column_j - C_ij/eps` is above minus the depth."
-    u, v = f/p.eps, g/p.eps
-    return (u - log_target(p, f), v + p.log_b), (u + p.log_a, v - log_target(p.T, g))
+    u, v = f/p.eps, g/p.eps; log = lambda w: torch.maximum(w, w.mean(-1, keepdim=True)/8).log()
+    return (u - log_target(p, f), v + log(p.b)), (u + log(p.a), v - log_target(p.T, g))
 
 def depth(
     p:Problem, dtype, # the dtype whose rounding is the measure
