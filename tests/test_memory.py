@@ -30,7 +30,7 @@ def measure(n, m, d, dtype='float32', passes=20, **env):
 
 def test_no_array_of_pairs():
     "Not even an array of one byte a pair would fit the bound."
-    n = 16_000
+    n = 12_000
     got = measure(n, n, 3)
     assert got['mib'] < 128 < n*n/2**20, got
 
