@@ -35,7 +35,7 @@ demo: env ## solve two real problems and leave their pictures in output/
 test: env ## notebooks against modules, the notebooks' own tests, then pytest
 	$(PY) .ci/sync.py --check
 	$(PY) .ci/nbtest.py --workers $(WORKERS) --flags "$(FLAGS)"
-	$(PY) -m pytest tests
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(PY) -m pytest tests -n $(WORKERS) --dist worksteal
 
 test-nbs: env ## the notebooks' tests alone; NB=hvp picks some, FLAGS="slow cuda" adds skipped cells
 	$(PY) .ci/nbtest.py --workers $(WORKERS) --flags "$(FLAGS)" $(NB)

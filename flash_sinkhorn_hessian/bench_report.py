@@ -73,7 +73,7 @@ def verdicts(rows:list) -> list: # a line for each library
     for f in families:
         pairs = judge(rows, f); behind = [label(p["ours"]) for p in pairs if p["time"] < 1]; errors = [p["error"] for p in pairs if p["error"] and p["ours"]["task"] != "reach"]   # a solve stops at its target
         lost = ours & {key(r)[:-1] for r in rows if r["peer"].split(":")[0] == f} - {key(p["ours"])[:-1] for p in pairs}
-        line = f"{f}, fastest mode: behind this package on {len(pairs) - len(behind)} of {len(pairs)} rows"
+        line = f"{f}, fastest mode: behind this package on {len(pairs) - len(behind)} of {len(pairs)} rows" if pairs else f"{f}: no row to compare"
         if pairs: line += f", by {span([p['time'] for p in pairs])} times"
         if errors: line += f"; its error {span(errors)} times as large, 50 and more on {sum(e >= 50 for e in errors)} of {len(errors)}"
         lines.append(line + (f"; {len(lost)} {'rows' if len(lost) > 1 else 'row'} without a time or off by more than {WRONG:g}" if lost else "") + "".join(f"\n  ahead: {b}" for b in behind))
@@ -104,27 +104,33 @@ def slope(xs, ys): # of the upper half, in log-log
     x, y = ([math.log(t) for t in s[len(s)//2 if len(s) > 3 else 0:]] for s in (xs, ys)); mx, my = statistics.mean(x), statistics.mean(y)
     return sum((a - mx)*(b - my) for a, b in zip(x, y))/sum((a - mx)**2 for a in x)
 
-def _write_slopes(ax, curves): # at the end of each curve (xs, ys, colour), above it if others go on; those that would touch are moved up
-    low, gap, last = {}, (ax.get_ylim()[1]/ax.get_ylim()[0])**.07, max(xs[-1] for xs, *_ in curves)
+def _write_slopes(ax, curves, letter): # the power at the end of each curve (xs, ys, colour), above it if others go on; those that would touch are moved up
+    low, gap, last = {}, (ax.get_ylim()[1]/ax.get_ylim()[0])**.09, max(xs[-1] for xs, *_ in curves)
     for xs, ys, c in sorted((c for c in curves if len(c[0]) > 1), key=lambda c: c[1][-1]):
         x, y = xs[-1], max(ys[-1], low.get(xs[-1], 0)*gap); low[x] = y
-        ax.annotate(f"{slope(xs, ys):.2f}", (x, y), (6, 0) if x == last else (-2, 9), textcoords="offset points", color=c, fontsize=8, ha="left" if x == last else "right", va="center", bbox=dict(fc="w", ec="none", alpha=.7, pad=.5))
+        ax.annotate(f"${letter}^{{{slope(xs, ys):.1f}}}$", (x, y), (6, 0) if x == last else (-2, 9), textcoords="offset points", color=c, fontsize=10, ha="left" if x == last else "right", va="center", bbox=dict(fc="w", ec="none", alpha=.7, pad=.5))
 
 # %% ../nbs/32_bench_report.ipynb #a53674ba
+AXES = dict(n="points n", d="dimension d", eps="regularisation eps", k="directions k", batch="problems B in a batch")
+
 def plot_scaling(rows:list, value="ms"): # value: "ms" or "peak_mib"
-    "One panel an axis of a scaling study, with slopes."
+    "One panel an axis of a scaling study, with the power at the end of each curve."
     import matplotlib.pyplot as plt
-    rows = [r for r in rows if r.get("axis") and r.get(value)]; axes = list(dict.fromkeys(r["axis"] for r in rows)); peers = list(dict.fromkeys(r["peer"] for r in rows))
+    low = lambda r: 1 if value == "peak_mib" and r["device"] == "cpu" else 0      # what a process held already may be enough: no row of a CPU below one MiB
+    rows = [r | {value: max(r[value], low(r))} for r in rows if r.get("axis") and r.get(value) is not None and max(r[value], low(r))]
+    axes, peers = (list(dict.fromkeys(r[k] for r in rows)) for k in ("axis", "peer"))
     wide = min(3, len(axes)); high = -(-len(axes)//wide); fig, panels = plt.subplots(high, wide, figsize=(max(5, 3.2*wide), 3*high + .6), layout="constrained", squeeze=False); lines = {}
     for ax in panels.flat[len(axes):]: ax.axis("off")
     for ax, axis in zip(panels.flat, axes):
-        curves = {p: list(zip(*sorted((r[axis], r[value]) for r in rows if r["axis"] == axis and r["peer"] == p))) for p in peers}; ax.margins(x=.22, y=.12)
+        mine = [r for r in rows if r["axis"] == axis]; same = [k for k in ("n", "d", "eps", "batch") if k != axis and mine[0].get(k) and len({r.get(k) for r in mine}) == 1]
+        curves = {p: list(zip(*sorted((r[axis], r[value]) for r in mine if r["peer"] == p))) for p in peers}; ax.margins(x=.25, y=.12)
         for p, xy in curves.items():
             if xy: lines[p], = ax.loglog(*xy, "-", **_style(p, peers))
+        a, b = ax.get_ylim(); wider = max(1, 100*a/b)**.5; ax.set_ylim(a/wider, b*wider)                  # two decades at least: a flat curve is to look flat
         ax.set(xlabel=AXES.get(axis, axis), ylabel="milliseconds" if value == "ms" else "peak memory, MiB"); ax.grid(alpha=.3)
-        _write_slopes(ax, [(*xy, _style(p, peers)["color"]) for p, xy in curves.items() if xy])
+        ax.set_title(", ".join([mine[0]["task"], *(f"{k} = {mine[0][k]:g}" for k in same)]), fontsize=9)
+        if axis != "eps": _write_slopes(ax, [(*xy, _style(p, peers)["color"]) for p, xy in curves.items() if xy], "B" if axis == "batch" else axis)
     fig.legend(lines.values(), lines, loc="outside lower center", ncols=min(6, 2 + 2*wide), frameon=False); return fig
-AXES = dict(n="points n", d="dimension d", eps="regularisation eps", k="directions", batch="problems in a batch")
 
 # %% ../nbs/32_bench_report.ipynb #87a43177
 def _grown(old, new, factor): # is the time beyond the old one and its spread, on every clock that counts?

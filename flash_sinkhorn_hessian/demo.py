@@ -118,7 +118,7 @@ def draw_digits(
     for r, (t, name) in enumerate(((x, "a three"), (bary, "its barycentre\namong the eights"), (low, "most negative\ncurvature"))):
         top = t.abs().max().item()
         for ax, i in zip(axes[r], show):
-            ax.imshow(t[i].reshape(8, 8), cmap="gray_r" if r < 2 else "RdBu", vmin=0 if r < 2 else -top, vmax=1 if r < 2 else top); ax.set(xticks=[], yticks=[])
+            ax.imshow(t[i].reshape(8, 8), cmap="gray_r" if r < 2 else "RdBu", vmin=0 if r < 2 else -top, vmax=1 if r < 2 else top); ax.set(xticks=[], yticks=[]); ax.spines[:].set(visible=True, color="0.8")
         axes[r, 0].set_ylabel(name, rotation=0, ha="right", va="center")
     return fig
 

@@ -1,4 +1,6 @@
 """Options and fixtures shared by the tests."""
+import gc
+
 import pytest
 
 def pytest_addoption(parser):
@@ -18,3 +20,8 @@ def one_thread():
     "For small problems: waking a second thread costs more than it does."
     import torch
     n = torch.get_num_threads(); torch.set_num_threads(1); yield; torch.set_num_threads(n)
+
+@pytest.fixture
+def young_heap():
+    "The garbage collector looks at what the test makes, and not at the million objects of the libraries."
+    gc.collect(); gc.freeze(); yield; gc.unfreeze()

@@ -275,7 +275,7 @@ def test_nothing_outlives_its_graph():
     finally: gc.enable()
 
 @pytest.mark.parametrize("backend", ("dense", "streaming"))
-def test_a_step_frees_its_memory_at_once(backend):
+def test_a_step_frees_its_memory_at_once(backend, young_heap):
     "Nothing of a value and its gradient waits for the garbage collector."
     P, L = random_problem(20, 30, 3), SamplesLoss(backend=backend)
     def step(P): x = P["x"].clone().requires_grad_(); grad(L(P["a"], x, P["b"], P["y"]).sum(), x)
@@ -301,7 +301,7 @@ def test_column_sums_repeat_themselves():
         assert all(torch.equal(alternate(p, f, g)[1], first) for _ in range(30))
     finally: torch.set_num_threads(threads)
 
-def test_steps_leak_nothing():
+def test_steps_leak_nothing(young_heap):
     "What is alive after a step, tensors and solutions, does not grow; the slow test below counts bytes over a thousand."
     def alive(): gc.collect(); return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()), sum(type(o).__name__ in ("Estimate", "Solution", "Annealed", "Problem") for o in gc.get_objects())
     counts = [alive() for k, _ in enumerate(training(60)) if k % 10 == 9]
