@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['INTERPRETED', 'LOG2E', 'BITS', 'BLOCK', 'CAT', 'THREE', 'LOOP', 'DIRECT', 'PRODUCT', 'LIMIT', 'CHAINED', 'POWER',
            'mend_interpreter', 'launch', 'rehearsal', 'padded', 'split_half', 'layout', 'spare', 'Operand', 'operand',
-           'tile_rows', 'tile_product', 'tile_at', 'biased', 'whole_and_rest', 'put_bias', 'bias_tile', 'bias_kernel',
-           'both_biases_kernel', 'Scores', 'balanced', 'prepare', 'column_bias', 'online_rows', 'chained', 'in_turn',
-           'finish_rows', 'powers_asm', 'powers', 'marginal_kernel', 'finish_tile', 'finish_kernel', 'marginal_config',
-           'small_tile', 'parts', 'sweep', 'row_lse', 'totals_kernel', 'both_biases', 'both_config', 'both',
-           'marginals', 'finish_both_kernel', 'both_updates', 'device_ms']
+           'tile_rows', 'halves_product', 'tile_product', 'tile_at', 'biased', 'whole_and_rest', 'put_bias',
+           'bias_tile', 'bias_kernel', 'both_biases_kernel', 'Scores', 'balanced', 'prepare', 'column_bias',
+           'online_rows', 'chained', 'in_turn', 'finish_rows', 'powers_asm', 'powers', 'fourths', 'marginal_kernel',
+           'finish_tile', 'finish_kernel', 'marginal_config', 'small_tile', 'parts', 'sweep', 'row_lse',
+           'totals_kernel', 'both_biases', 'both_kernel', 'both_config', 'both', 'marginals', 'finish_both_kernel',
+           'both_updates', 'device_ms']
 
 # %% ../nbs/12_kernels_softmin.ipynb #4721fa5e
 import math
@@ -149,6 +150,14 @@ def tile_rows(x_ptr, xl_ptr, N, scale, MODE: tl.constexpr, K: tl.constexpr, BM: 
     return hi, lo
 
 @triton.jit
+def halves_product(ah, al, bh, bl, MODE: tl.constexpr):
+    "The product of tiles whose halves are at hand."
+    if MODE == 1:
+        s = tl.dot(al, bh); s = tl.dot(ah, bl, s); s = tl.dot(ah, bh, s)
+    else: s = tl.dot(ah, bh)
+    return s
+
+@triton.jit
 def tile_product(ah, al, x_ptr, xl_ptr, y_ptr, yl_ptr, N, M, depth, scale,
                  MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
     "One tile of `<x_i, y_j>`, or of `|x_i - y_j|^2` in DIRECT mode."
@@ -175,11 +184,9 @@ def tile_product(ah, al, x_ptr, xl_ptr, y_ptr, yl_ptr, N, M, depth, scale,
             s = tl.dot(a_low, bh, s); s = tl.dot(a, bl, s); s = tl.dot(a, bh, s)
     else:
         at = j[None, :]*K + tl.arange(0, K)[:, None]
-        bh = tl.load(y_ptr + at)
-        if MODE == 1:
-            bl = tl.load(yl_ptr + at)
-            s = tl.dot(al, bh); s = tl.dot(ah, bl, s); s = tl.dot(ah, bh, s)
-        else: s = tl.dot(ah, bh)
+        bh = tl.load(y_ptr + at); bl = bh
+        if MODE == 1: bl = tl.load(yl_ptr + at)
+        s = halves_product(ah, al, bh, bl, MODE)
     return s
 
 # %% ../nbs/12_kernels_softmin.ipynb #3f40949a
@@ -212,7 +219,7 @@ def put_bias(ah, hi, SLOT: tl.constexpr, K: tl.constexpr):
     h = hi.to(tl.float16); low = tl.where(hi > -float("inf"), hi - h.to(tl.float32), 0.0).to(tl.float16); k = tl.arange(0, K)[None, :]
     return tl.where(k == SLOT, h[:, None], tl.where(k == SLOT + 1, low[:, None], ah))
 
-_RUNTIME = ["n", "m", "NB", "MB", "depth", "tiles", "tilesT", "batch", "per", "S", "scale", "chunks", "q", "k", "ka", "kb", "W", "deep", "unit", "sink"]
+_RUNTIME = ["n", "m", "NB", "MB", "depth", "tiles", "tilesT", "batch", "per", "S", "scale", "chunks", "q", "k", "ka", "kb", "W", "deep", "unit", "sink", "steps"]
 
 @triton.jit
 def bias_tile(pid, v_ptr, sq_ptr, hi_ptr, w_ptr, par_ptr, la_ptr, m, MB, UNIT: tl.constexpr, SCALED: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
@@ -393,6 +400,11 @@ def powers(s, MODE: tl.constexpr):
     else: return tl.exp2(s)
 
 # %% ../nbs/12_kernels_softmin.ipynb #b47a4781
+@triton.jit
+def fourths(t, BM: tl.constexpr, BN: tl.constexpr):
+    "Sums of the rows of a tile, but for the last four numbers: as the matrix unit leaves a row, in four threads, that is a sum of each thread."
+    return tl.sum(tl.reshape(tl.permute(tl.reshape(t, [BM, BN//8, 4, 2]), [0, 2, 1, 3]), [BM, 4, BN//4]), 2)
+
 @triton.jit(do_not_specialize=_RUNTIME)
 def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr,
                     n, NB, MB, depth, tiles, per, S, scale, sink, gate_ptr,
@@ -409,7 +421,7 @@ def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, co
     hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - sq, F)
     if SLOT > 0: ah = put_bias(ah, hi, SLOT, K)
     if COLS: weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
-    acc = tl.zeros([BM], F)
+    acc = tl.zeros([BM, 4] if BM >= 64 and F == tl.float32 else [BM], F)
     first = tl.program_id(1)*per*BN; last = tl.minimum(first + per*BN, M)
     if GATE: last = tl.where(tl.load(gate_ptr) > 0, last, first)
     for j0 in tl.range(first, last, BN, num_stages=NS):
@@ -417,8 +429,10 @@ def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, co
         at = b*M + j0 + tl.arange(0, BN)
         if SLOT > 0: p = powers(s + tl.load(vh_ptr + at)[None, :], MODE)
         else: p = powers(biased(s, hi[:, None] + tl.load(vh_ptr + at)[None, :], score, MODE, SCALED), MODE)
-        acc += tl.sum(p*tl.load(vw_ptr + at)[None, :], 1)
+        if BM >= 64 and F == tl.float32: acc += fourths(p*tl.load(vw_ptr + at)[None, :], BM, BN)
+        else: acc += tl.sum(p*tl.load(vw_ptr + at)[None, :], 1)
         if COLS: tl.atomic_add(col_ptr + at, tl.sum(p*weight[:, None], 0), sem="relaxed")
+    if BM >= 64 and F == tl.float32: acc = tl.sum(acc, 1)
     if FUSE: finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, b, i0, n, NB, MB, depth, scale, sink, False, SCALED, MODE, K, BM, BN, F)
     else: tl.store(part_ptr + (tl.program_id(1).to(tl.int64)*tl.num_programs(0) + pid)*BM + tl.arange(0, BM), acc)
 
@@ -520,6 +534,30 @@ def both_biases(
     launch(both_biases_kernel, (s.batch*max(s.x.blocks, s.y.blocks), 2), g, s.sqy, vh, vw, parT, lb, f, s.sqx, uh, uw, par, la, cols, s.x.n, s.y.n, s.x.blocks, s.y.blocks, s.batch, F=s.F, BLOCK=BLOCK, CHAIN=chained(f.device))
     return (vh, vw), (uh, uw), cols
 
+@triton.jit(do_not_specialize=_RUNTIME)
+def both_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, par_ptr, la_ptr, n, NB, MB, depth, tiles, per, scale,
+                SLOT: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, WARPS: tl.constexpr, CHAIN: tl.constexpr):
+    "Row and column sums from the same exponentials, of tiles that lie on their side: the columns that pass by are their rows."
+    in_turn(CHAIN)
+    pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128
+    i = i0 + tl.arange(0, BM); j = tl.arange(0, BN)
+    xh, xl = tile_rows(tile_at(xh, b, i0, N, depth, MODE, K), tile_at(xl, b, i0, N, depth, MODE, K), N, scale, MODE, K, BM, F)
+    u = tl.load(u_ptr + b*n + i, mask=i < n, other=-float("inf"))
+    hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - tl.load(sqx_ptr + b*N + i), F)
+    if SLOT > 0: xh = put_bias(xh, hi, SLOT, K)
+    xh = tl.trans(xh); xl = tl.trans(xl); weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
+    acc = tl.zeros([8*WARPS, BM], F)
+    first = tl.program_id(1)*per*BN
+    for j0 in tl.range(first, tl.minimum(first + per*BN, M), BN, num_stages=NS):
+        yt, yt_low = tile_rows(tile_at(yh, b, j0, M, depth, MODE, K), tile_at(yl, b, j0, M, depth, MODE, K), M, scale, MODE, K, BN, F)
+        s = halves_product(yt, yt_low, xh, xl, MODE); at = b*M + j0 + j
+        if SLOT > 0: p = powers(s + tl.load(vh_ptr + at)[:, None], MODE)
+        else: p = powers(s + (hi[None, :] + tl.load(vh_ptr + at)[:, None]), MODE)
+        w = tl.reshape(p*tl.load(vw_ptr + at)[:, None], [BN//(16*WARPS), WARPS, 2, 8, BM])
+        acc += tl.sum(tl.reshape(tl.permute(w, [1, 3, 4, 0, 2]), [8*WARPS, BM, BN//(8*WARPS)]), 2)
+        tl.atomic_add(col_ptr + at, tl.sum(p*weight[None, :], 1), sem="relaxed")
+    tl.store(part_ptr + (tl.program_id(1).to(tl.int64)*tl.num_programs(0) + pid)*BM + tl.arange(0, BM), tl.sum(acc, 0))
+
 def both_config(s:Scores):
     "The configuration of both marginals at once, see `marginal_config`."
     if s.dtype == torch.float64 or s.mode == LOOP: return 32, 64, 4, 1, 1056
@@ -533,8 +571,9 @@ def both(
     "One pass for both marginals; the sums are relative to the biases."
     BM, BN, W, NS, want = cfg or both_config(s); tiles, per, S = parts(s, BM, BN, want)
     rows = torch.empty(S, s.batch, tiles*BM, dtype=s.dtype, device=u.device); cols = torch.zeros_like(bias[0]) if cols is None else cols
-    launch(marginal_kernel, (s.batch*tiles, S), s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols, u, par, la, u, *bias, u,
-           s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, SCALED=False, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chained(u.device), regs=168 if s.mode == CAT else None)   # three programs a multiprocessor
+    head, sizes = (s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols), (s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per); kw = dict(MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS)
+    if s.mode <= THREE: launch(both_kernel, (s.batch*tiles, S), *head, par, la, *sizes, s.scale, warps=W, SLOT=s.slot, **kw, WARPS=W, CHAIN=chained(u.device))
+    else: launch(marginal_kernel, (s.batch*tiles, S), *head, u, par, la, u, *bias, u, *sizes, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, SCALED=False, **kw, CHAIN=chained(u.device))
     return rows, cols, tiles, S
 
 def marginals(
