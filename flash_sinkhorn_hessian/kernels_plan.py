@@ -161,7 +161,7 @@ def plan_kernel(xh, xl, yh, yl, vh_ptr, ah_ptr, al_ptr, bh_ptr, bl_ptr, alpha_pt
 
 # %% ../nbs/13_kernels_plan.ipynb #59bf6505
 @triton.jit(do_not_specialize=_RUNTIME)
-def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr, out_ptr, n, NB, tiles, chunks, k, q, S, steps, per,
+def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr, out_ptr, n, NB, tiles, chunks, k, q, S, steps, per, unit,
                    KNOWN: tl.constexpr, WEIGHTED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, BM: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
     "Add the parts, each relative to its own maximum, and undo the scalings."
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i = pid % tiles * BM + tl.arange(0, BM); live = i < n
@@ -172,7 +172,7 @@ def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr
     batch = (tl.num_programs(0)//tiles).to(tl.int64); at_top = b*NB*128 + i; step_top = tl.num_programs(1)*batch*NB*128
     if KNOWN: top = tl.load(top_ptr + at_top)
     else: at_top += tl.program_id(1)*batch*NB*128
-    if per > 0: t = pid*BM // 64 * steps; S = (t + steps - 1)//per - t//per + 1   # shares of `plan_ahead_kernel`
+    if per > 0: t = pid // unit * steps; S = (t + steps - 1)//per - t//per + 1   # shares of `plan_ahead_kernel`
     in_turn(CHAIN)   # what was read is older than the kernel ahead
     if not KNOWN:
         top = tl.load(top_ptr + at_top)
@@ -313,8 +313,8 @@ def plan_ahead_kernel(xh, xl, y, yl, vh_ptr, Vh, Vl, z_ptr, acc_ptr, accz_ptr, t
                       SLOT: tl.constexpr, BIASED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NS: tl.constexpr, R: tl.constexpr, CHAIN: tl.constexpr):
     "`plan_kernel` for a known maximum, without weights: powers of two of one tile while the matrix unit multiplies the tile before."
     LOWS: gl.constexpr = MODE == 1; BIG: gl.constexpr = R*BN; T: gl.constexpr = max(1, min(32, K//8))
-    SL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16]); AL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KV, 16]); PL: gl.constexpr = gl.DotOperandLayout(0, AL, 2)
-    XB: gl.constexpr = gl.BlockedLayout([1, 8], [32//T, T], [4, 1], [1, 0]); XS: gl.constexpr = in_boxes(K); VS: gl.constexpr = in_boxes(KV)
+    SL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [BM//16, 1], [16, BN, 16]); AL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [BM//16, 1], [16, KV, 16]); PL: gl.constexpr = gl.DotOperandLayout(0, AL, 2)
+    XB: gl.constexpr = gl.BlockedLayout([1, 8], [32//T, T], [BM//16, 1], [1, 0]); XS: gl.constexpr = in_boxes(K); VS: gl.constexpr = in_boxes(KV)
     bars = gl.allocate_shared_memory(gl.int64, [NS, 1], mbarrier.MBarrierLayout())
     for q in gl.static_range(NS): mbarrier.init(bars.index(q), count=1)
     M = MB*128; chunk = gl.program_id(1); begin = gl.program_id(0)*per; end = gl.minimum(begin + per, all_tiles*steps)
@@ -437,12 +437,12 @@ def plan_product(
     top, x, y = known or (new(S, k*chunks, B, nb*BLOCK), s.x.left, s.y.right); accz = new(S, k*chunks, rows) if first else top; acc = new(S, k*chunks, rows, KV) if KV else top
     extra = (t.a.left, t.a.low, t.b.right, t.b.low, t.alpha, t.beta, t.rho) if t else (bias[0],)*7; slot = s.slot if known else 0; kw = dict(SLOT=slot, BIASED=0 < slot <= s.K - 4, FIRST=first, KV=KV)
     if ahead: launch(plan_ahead_kernel, (-(-B*tiles*cols//per), chunks), x, s.x.low, boxes(y, s.K, BIG), boxes(s.y.low, s.K, BIG), bias[0], boxes(Vh, KV, BIG), boxes(Vl, KV, BIG), z, acc, accz, top,
-                     m, nb, mb, tiles, B*tiles, cols, per, regs=regs, **kw, MODE=s.mode, K=s.K, BM=BM, BN=BN, NS=NS, R=R, CHAIN=chain)
+                     m, nb, mb, tiles, B*tiles, cols, per, warps=BM//16, regs=regs, **kw, MODE=s.mode, K=s.K, BM=BM, BN=BN, NS=NS, R=R, CHAIN=chain)
     else: launch(plan_kernel, (B*tiles, S, k*chunks), x, s.x.low, y, s.y.low, bias[0], *extra, Vh, Vl, z, acc, accz, top,
                  m, nb, mb, s.x.depth, t.a.depth if t else 1, tiles, per, chunks, k, t.ka if t else 1, t.kb if t else 1, s.scale, warps=warps, regs=regs,
                  KNOWN=bool(known), **kw, PAIRS=pairs, WMODE=t.mode if t else -1, KW=t.K if t else 0, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chain)
     out = new(B, k, n, q, dtype=torch.float64); few = BM if INTERPRETED or f64 else {0: BM, 16: 32, 32: 16, 64: 8}[KV]
-    launch(collect_kernel, (rows//few, k*chunks), acc, accz, top, ref, u, s.sqx, t.wmax if t else u, out, n, nb, tiles*(BM//few), chunks, k, q, S, cols, per if ahead else 0,
+    launch(collect_kernel, (rows//few, k*chunks), acc, accz, top, ref, u, s.sqx, t.wmax if t else u, out, n, nb, tiles*(BM//few), chunks, k, q, S, cols, per if ahead else 0, BM//few,
            KNOWN=bool(known), WEIGHTED=t is not None, FIRST=first, KV=KV, BM=few, F=s.F, CHAIN=chain)
     if keep is not None and not known: keep.append(settle(s, bias, top[:, 0].contiguous()))
     return out

@@ -421,7 +421,7 @@ def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, co
     hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - sq, F)
     if SLOT > 0: ah = put_bias(ah, hi, SLOT, K)
     if COLS: weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
-    acc = tl.zeros([BM, 4] if BM >= 64 and F == tl.float32 else [BM], F)
+    acc = tl.zeros([BM, 4] if MODE == 0 and BM >= 64 else [BM], F)
     first = tl.program_id(1)*per*BN; last = tl.minimum(first + per*BN, M)
     if GATE: last = tl.where(tl.load(gate_ptr) > 0, last, first)
     for j0 in tl.range(first, last, BN, num_stages=NS):
@@ -429,10 +429,10 @@ def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, co
         at = b*M + j0 + tl.arange(0, BN)
         if SLOT > 0: p = powers(s + tl.load(vh_ptr + at)[None, :], MODE)
         else: p = powers(biased(s, hi[:, None] + tl.load(vh_ptr + at)[None, :], score, MODE, SCALED), MODE)
-        if BM >= 64 and F == tl.float32: acc += fourths(p*tl.load(vw_ptr + at)[None, :], BM, BN)
+        if MODE == 0 and BM >= 64: acc += fourths(p*tl.load(vw_ptr + at)[None, :], BM, BN)
         else: acc += tl.sum(p*tl.load(vw_ptr + at)[None, :], 1)
         if COLS: tl.atomic_add(col_ptr + at, tl.sum(p*weight[:, None], 0), sem="relaxed")
-    if BM >= 64 and F == tl.float32: acc = tl.sum(acc, 1)
+    if MODE == 0 and BM >= 64: acc = tl.sum(acc, 1)
     if FUSE: finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, b, i0, n, NB, MB, depth, scale, sink, False, SCALED, MODE, K, BM, BN, F)
     else: tl.store(part_ptr + (tl.program_id(1).to(tl.int64)*tl.num_programs(0) + pid)*BM + tl.arange(0, BM), acc)
 
@@ -536,7 +536,7 @@ def both_biases(
 
 @triton.jit(do_not_specialize=_RUNTIME)
 def both_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, par_ptr, la_ptr, n, NB, MB, depth, tiles, per, scale,
-                SLOT: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, WARPS: tl.constexpr, CHAIN: tl.constexpr):
+                MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, WARPS: tl.constexpr, CHAIN: tl.constexpr):
     "Row and column sums from the same exponentials, of tiles that lie on their side: the columns that pass by are their rows."
     in_turn(CHAIN)
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128
@@ -544,15 +544,12 @@ def both_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_pt
     xh, xl = tile_rows(tile_at(xh, b, i0, N, depth, MODE, K), tile_at(xl, b, i0, N, depth, MODE, K), N, scale, MODE, K, BM, F)
     u = tl.load(u_ptr + b*n + i, mask=i < n, other=-float("inf"))
     hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - tl.load(sqx_ptr + b*N + i), F)
-    if SLOT > 0: xh = put_bias(xh, hi, SLOT, K)
     xh = tl.trans(xh); xl = tl.trans(xl); weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
     acc = tl.zeros([8*WARPS, BM], F)
     first = tl.program_id(1)*per*BN
     for j0 in tl.range(first, tl.minimum(first + per*BN, M), BN, num_stages=NS):
         yt, yt_low = tile_rows(tile_at(yh, b, j0, M, depth, MODE, K), tile_at(yl, b, j0, M, depth, MODE, K), M, scale, MODE, K, BN, F)
-        s = halves_product(yt, yt_low, xh, xl, MODE); at = b*M + j0 + j
-        if SLOT > 0: p = powers(s + tl.load(vh_ptr + at)[:, None], MODE)
-        else: p = powers(s + (hi[None, :] + tl.load(vh_ptr + at)[:, None]), MODE)
+        at = b*M + j0 + j; p = tl.exp2(halves_product(yt, yt_low, xh, xl, MODE) + (hi[None, :] + tl.load(vh_ptr + at)[:, None]))
         w = tl.reshape(p*tl.load(vw_ptr + at)[:, None], [BN//(16*WARPS), WARPS, 2, 8, BM])
         acc += tl.sum(tl.reshape(tl.permute(w, [1, 3, 4, 0, 2]), [8*WARPS, BM, BN//(8*WARPS)]), 2)
         tl.atomic_add(col_ptr + at, tl.sum(p*weight[None, :], 1), sem="relaxed")
@@ -572,8 +569,8 @@ def both(
     BM, BN, W, NS, want = cfg or both_config(s); tiles, per, S = parts(s, BM, BN, want)
     rows = torch.empty(S, s.batch, tiles*BM, dtype=s.dtype, device=u.device); cols = torch.zeros_like(bias[0]) if cols is None else cols
     head, sizes = (s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols), (s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per); kw = dict(MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS)
-    if s.mode <= THREE: launch(both_kernel, (s.batch*tiles, S), *head, par, la, *sizes, s.scale, warps=W, SLOT=s.slot, **kw, WARPS=W, CHAIN=chained(u.device))
-    else: launch(marginal_kernel, (s.batch*tiles, S), *head, u, par, la, u, *bias, u, *sizes, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, SCALED=False, **kw, CHAIN=chained(u.device))
+    if s.mode == THREE: launch(both_kernel, (s.batch*tiles, S), *head, par, la, *sizes, s.scale, warps=W, **kw, WARPS=W, CHAIN=chained(u.device))
+    else: launch(marginal_kernel, (s.batch*tiles, S), *head, u, par, la, u, *bias, u, *sizes, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, SCALED=False, **kw, CHAIN=chained(u.device), regs=168 if s.mode == CAT else None)   # three programs a multiprocessor
     return rows, cols, tiles, S
 
 def marginals(
@@ -603,10 +600,11 @@ def both_updates(
     setting:tuple, setting_T:tuple, # of each side three constants on the device, log weights, weights
     err:Tensor, err_T:Tensor,      # (B * tiles,) receive the parts of the errors of both sides
     cols:Tensor=None,              # zeros, shaped as the biases; left as zeros
+    out:tuple=None,                # where the new potentials go
 ) -> tuple: # new f, new g, new biases of both
     "Both potentials moved from the same pair: one pass, and one launch that finishes both sides as a half-step is finished."
     new = lambda ts: tuple(torch.empty_like(t) for t in ts); (par, la, a), (parT, lb, b) = setting, setting_T
-    rows, cols, tiles, S = both(s, f, par, la, bias, cols); BM, BN, W = both_config(s)[:3]; next_bias, next_T, (f1, g1) = new(bias), new(biasT), new((f, g)); other = s.y.blocks*BLOCK//BM
+    rows, cols, tiles, S = both(s, f, par, la, bias, cols); BM, BN, W = both_config(s)[:3]; next_bias, next_T, (f1, g1) = new(bias), new(biasT), out or new((f, g)); other = s.y.blocks*BLOCK//BM
     launch(finish_both_kernel, (s.batch*max(tiles, other), 2), s.x.left, s.x.right, s.x.low, s.y.left, s.y.right, s.y.low, f, g, s.sqx, s.sqy, *bias, *biasT, rows, cols, f1, g1, par, parT, la, lb, a, b,
            *next_T, *next_bias, err, err_T, s.x.n, s.y.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, other, s.batch, S, s.scale, warps=W, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, CHAIN=chained(f.device))
     return f1, g1, next_bias, next_T
