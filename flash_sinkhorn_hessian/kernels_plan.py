@@ -359,7 +359,7 @@ def plan_ahead_kernel(xh, xl, y, yl, vh_ptr, Vh, Vl, z_ptr, acc_ptr, accz_ptr, t
                 out = warpgroup_mma(ph, upper, out, is_async=True)
                 p, ph_next, pl_next = halves_ahead(warpgroup_mma_wait(3, deps=[ahead]), top, bias + there, SLOT, BIASED, PL)
                 if FIRST: accz += gl.where(J*R + r + 1 < count*R, gl.sum(p*gl.load(z + there)[None, :], 1), 0.0)
-                mbarrier.wait(bars.index(here), now)   # long over: a branch, across which the assembler moves nothing
+                if MODE == 0: mbarrier.wait(bars.index(here), now)   # long over; but a branch, behind which the assembler does not put powers off
                 done, _, _, ph, pl = warpgroup_mma_wait(0, deps=[out, ph, pl, ph_next, pl_next])
             acc += done
             here = after; new = gl.where(new == NS - 1, 0, new + 1)
@@ -390,7 +390,7 @@ def ahead_config(
     s:Scores,
 ) -> tuple: # rows and columns of a tile, steps in flight, tiles a step, programs that run at a time, registers
     "The configuration of `plan_ahead_kernel`, measured on an H100."
-    return (64, 64, 2, 2, 396, 168) if s.mode == CAT else {16: (64, 64, 3, 1, 396, 168), 32: (64, 64, 2, 2, 264, None), 64: (64, 64, 3, 1, 264, None)}[s.K]
+    return (64, 32, 2, 4, 396, 168) if s.mode == CAT else {16: (64, 64, 3, 1, 396, 168), 32: (64, 64, 2, 2, 264, None), 64: (64, 64, 3, 1, 264, None)}[s.K]
 
 # %% ../nbs/13_kernels_plan.ipynb #b03b6fad
 def plan_config(

@@ -7,9 +7,9 @@ __all__ = ['INTERPRETED', 'LOG2E', 'BITS', 'BLOCK', 'CAT', 'THREE', 'LOOP', 'DIR
            'mend_interpreter', 'launch', 'rehearsal', 'padded', 'split_half', 'layout', 'spare', 'Operand', 'operand',
            'tile_rows', 'halves_product', 'tile_product', 'tile_at', 'biased', 'whole_and_rest', 'put_bias',
            'bias_tile', 'bias_kernel', 'both_biases_kernel', 'Scores', 'balanced', 'prepare', 'column_bias',
-           'online_rows', 'chained', 'in_turn', 'finish_rows', 'powers_asm', 'powers', 'fourths', 'marginal_kernel',
-           'finish_tile', 'finish_kernel', 'marginal_config', 'small_tile', 'parts', 'sweep', 'row_lse',
-           'totals_kernel', 'both_biases', 'both_kernel', 'both_config', 'both', 'marginals', 'finish_both_kernel',
+           'online_rows', 'chained', 'in_turn', 'finish_rows', 'powers_asm', 'powers', 'marginal_kernel', 'finish_tile',
+           'finish_kernel', 'both_kernel', 'marginal_config', 'small_tile', 'parts', 'sweep', 'row_lse',
+           'totals_kernel', 'both_biases', 'on_side', 'both_config', 'both', 'marginals', 'finish_both_kernel',
            'both_updates', 'device_ms']
 
 # %% ../nbs/12_kernels_softmin.ipynb #4721fa5e
@@ -400,11 +400,6 @@ def powers(s, MODE: tl.constexpr):
     else: return tl.exp2(s)
 
 # %% ../nbs/12_kernels_softmin.ipynb #b47a4781
-@triton.jit
-def fourths(t, BM: tl.constexpr, BN: tl.constexpr):
-    "Sums of the rows of a tile, but for the last four numbers: as the matrix unit leaves a row, in four threads, that is a sum of each thread."
-    return tl.sum(tl.reshape(tl.permute(tl.reshape(t, [BM, BN//8, 4, 2]), [0, 2, 1, 3]), [BM, 4, BN//4]), 2)
-
 @triton.jit(do_not_specialize=_RUNTIME)
 def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr,
                     n, NB, MB, depth, tiles, per, S, scale, sink, gate_ptr,
@@ -421,7 +416,7 @@ def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, co
     hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - sq, F)
     if SLOT > 0: ah = put_bias(ah, hi, SLOT, K)
     if COLS: weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
-    acc = tl.zeros([BM, 4] if MODE == 0 and BM >= 64 else [BM], F)
+    acc = tl.zeros([BM], F)
     first = tl.program_id(1)*per*BN; last = tl.minimum(first + per*BN, M)
     if GATE: last = tl.where(tl.load(gate_ptr) > 0, last, first)
     for j0 in tl.range(first, last, BN, num_stages=NS):
@@ -429,10 +424,8 @@ def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, co
         at = b*M + j0 + tl.arange(0, BN)
         if SLOT > 0: p = powers(s + tl.load(vh_ptr + at)[None, :], MODE)
         else: p = powers(biased(s, hi[:, None] + tl.load(vh_ptr + at)[None, :], score, MODE, SCALED), MODE)
-        if MODE == 0 and BM >= 64: acc += fourths(p*tl.load(vw_ptr + at)[None, :], BM, BN)
-        else: acc += tl.sum(p*tl.load(vw_ptr + at)[None, :], 1)
+        acc += tl.sum(p*tl.load(vw_ptr + at)[None, :], 1)
         if COLS: tl.atomic_add(col_ptr + at, tl.sum(p*weight[:, None], 0), sem="relaxed")
-    if MODE == 0 and BM >= 64: acc = tl.sum(acc, 1)
     if FUSE: finish_rows(acc, xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, b, i0, n, NB, MB, depth, scale, sink, False, SCALED, MODE, K, BM, BN, F)
     else: tl.store(part_ptr + (tl.program_id(1).to(tl.int64)*tl.num_programs(0) + pid)*BM + tl.arange(0, BM), acc)
 
@@ -454,6 +447,28 @@ def finish_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_
     "Finish the rows, a tile a program."
     in_turn(CHAIN)
     finish_tile(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, tl.program_id(0), tl.num_programs(0), n, NB, MB, depth, tiles, S, scale, sink, False, SCALED, MODE, K, BM, BN, F)
+
+# %% ../nbs/12_kernels_softmin.ipynb #b47a4784
+@triton.jit(do_not_specialize=_RUNTIME)
+def both_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, par_ptr, la_ptr, n, NB, MB, depth, tiles, per, scale,
+                MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, WARPS: tl.constexpr, CHAIN: tl.constexpr):
+    "Row and column sums from the same exponentials, of tiles that lie on their side: the columns that pass by are their rows."
+    in_turn(CHAIN)
+    pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128
+    i = i0 + tl.arange(0, BM); j = tl.arange(0, BN)
+    xh, xl = tile_rows(tile_at(xh, b, i0, N, depth, MODE, K), tile_at(xl, b, i0, N, depth, MODE, K), N, scale, MODE, K, BM, F)
+    u = tl.load(u_ptr + b*n + i, mask=i < n, other=-float("inf"))
+    hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - tl.load(sqx_ptr + b*N + i), F)
+    xh = tl.trans(xh); xl = tl.trans(xl); weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
+    acc = tl.zeros([8*WARPS, BM], F)
+    first = tl.program_id(1)*per*BN
+    for j0 in tl.range(first, tl.minimum(first + per*BN, M), BN, num_stages=NS):
+        yt, yt_low = tile_rows(tile_at(yh, b, j0, M, depth, MODE, K), tile_at(yl, b, j0, M, depth, MODE, K), M, scale, MODE, K, BN, F)
+        at = b*M + j0 + j; p = tl.exp2(halves_product(yt, yt_low, xh, xl, MODE) + (hi[None, :] + tl.load(vh_ptr + at)[:, None]))
+        w = tl.reshape(p*tl.load(vw_ptr + at)[:, None], [BN//(16*WARPS), WARPS, 2, 8, BM])
+        acc += tl.sum(tl.reshape(tl.permute(w, [1, 3, 4, 0, 2]), [8*WARPS, BM, BN//(8*WARPS)]), 2)
+        tl.atomic_add(col_ptr + at, tl.sum(p*weight[None, :], 1), sem="relaxed")
+    tl.store(part_ptr + (tl.program_id(1).to(tl.int64)*tl.num_programs(0) + pid)*BM + tl.arange(0, BM), tl.sum(acc, 0))
 
 # %% ../nbs/12_kernels_softmin.ipynb #1859b577
 def marginal_config(
@@ -534,26 +549,9 @@ def both_biases(
     launch(both_biases_kernel, (s.batch*max(s.x.blocks, s.y.blocks), 2), g, s.sqy, vh, vw, parT, lb, f, s.sqx, uh, uw, par, la, cols, s.x.n, s.y.n, s.x.blocks, s.y.blocks, s.batch, F=s.F, BLOCK=BLOCK, CHAIN=chained(f.device))
     return (vh, vw), (uh, uw), cols
 
-@triton.jit(do_not_specialize=_RUNTIME)
-def both_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, par_ptr, la_ptr, n, NB, MB, depth, tiles, per, scale,
-                MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, WARPS: tl.constexpr, CHAIN: tl.constexpr):
-    "Row and column sums from the same exponentials, of tiles that lie on their side: the columns that pass by are their rows."
-    in_turn(CHAIN)
-    pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128
-    i = i0 + tl.arange(0, BM); j = tl.arange(0, BN)
-    xh, xl = tile_rows(tile_at(xh, b, i0, N, depth, MODE, K), tile_at(xl, b, i0, N, depth, MODE, K), N, scale, MODE, K, BM, F)
-    u = tl.load(u_ptr + b*n + i, mask=i < n, other=-float("inf"))
-    hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - tl.load(sqx_ptr + b*N + i), F)
-    xh = tl.trans(xh); xl = tl.trans(xl); weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
-    acc = tl.zeros([8*WARPS, BM], F)
-    first = tl.program_id(1)*per*BN
-    for j0 in tl.range(first, tl.minimum(first + per*BN, M), BN, num_stages=NS):
-        yt, yt_low = tile_rows(tile_at(yh, b, j0, M, depth, MODE, K), tile_at(yl, b, j0, M, depth, MODE, K), M, scale, MODE, K, BN, F)
-        at = b*M + j0 + j; p = tl.exp2(halves_product(yt, yt_low, xh, xl, MODE) + (hi[None, :] + tl.load(vh_ptr + at)[:, None]))
-        w = tl.reshape(p*tl.load(vw_ptr + at)[:, None], [BN//(16*WARPS), WARPS, 2, 8, BM])
-        acc += tl.sum(tl.reshape(tl.permute(w, [1, 3, 4, 0, 2]), [8*WARPS, BM, BN//(8*WARPS)]), 2)
-        tl.atomic_add(col_ptr + at, tl.sum(p*weight[None, :], 1), sem="relaxed")
-    tl.store(part_ptr + (tl.program_id(1).to(tl.int64)*tl.num_programs(0) + pid)*BM + tl.arange(0, BM), tl.sum(acc, 0))
+def on_side(s:Scores):
+    "Do both marginals come from tiles on their side? Where that was measured and is faster."
+    return s.mode == THREE and s.K == 64
 
 def both_config(s:Scores):
     "The configuration of both marginals at once, see `marginal_config`."
@@ -569,7 +567,7 @@ def both(
     BM, BN, W, NS, want = cfg or both_config(s); tiles, per, S = parts(s, BM, BN, want)
     rows = torch.empty(S, s.batch, tiles*BM, dtype=s.dtype, device=u.device); cols = torch.zeros_like(bias[0]) if cols is None else cols
     head, sizes = (s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols), (s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per); kw = dict(MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS)
-    if s.mode == THREE: launch(both_kernel, (s.batch*tiles, S), *head, par, la, *sizes, s.scale, warps=W, **kw, WARPS=W, CHAIN=chained(u.device))
+    if on_side(s): launch(both_kernel, (s.batch*tiles, S), *head, par, la, *sizes, s.scale, warps=W, **kw, WARPS=W, CHAIN=chained(u.device))
     else: launch(marginal_kernel, (s.batch*tiles, S), *head, u, par, la, u, *bias, u, *sizes, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, SCALED=False, **kw, CHAIN=chained(u.device), regs=168 if s.mode == CAT else None)   # three programs a multiprocessor
     return rows, cols, tiles, S
 
