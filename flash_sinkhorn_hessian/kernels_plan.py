@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['column_split', 'unit', 'power', 'exponent', 'exponents_kernel', 'largest_exponent', 'columns_kernel', 'plan_kernel',
            'collect_kernel', 'put_ones', 'settle_kernel', 'settle', 'Second', 'second_score', 'in_boxes', 'boxes',
-           'in_turn_ahead', 'scores_ahead', 'fetch', 'plan_ahead_kernel', 'halves_ahead', 'looks_ahead', 'ahead_config',
-           'plan_config', 'whole_waves', 'plan_product']
+           'in_turn_ahead', 'after_fetch', 'scores_ahead', 'fetch', 'plan_ahead_kernel', 'halves_ahead', 'looks_ahead',
+           'ahead_config', 'plan_config', 'whole_waves', 'plan_product']
 
 # %% ../nbs/13_kernels_plan.ipynb #b5bd451e
 import math
@@ -161,7 +161,7 @@ def plan_kernel(xh, xl, yh, yl, vh_ptr, ah_ptr, al_ptr, bh_ptr, bl_ptr, alpha_pt
 
 # %% ../nbs/13_kernels_plan.ipynb #59bf6505
 @triton.jit(do_not_specialize=_RUNTIME)
-def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr, out_ptr, n, NB, tiles, chunks, k, q, S,
+def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr, out_ptr, n, NB, tiles, chunks, k, q, S, steps, per, unit,
                    KNOWN: tl.constexpr, WEIGHTED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, BM: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
     "Add the parts, each relative to its own maximum, and undo the scalings."
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i = pid % tiles * BM + tl.arange(0, BM); live = i < n
@@ -172,6 +172,7 @@ def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr
     batch = (tl.num_programs(0)//tiles).to(tl.int64); at_top = b*NB*128 + i; step_top = tl.num_programs(1)*batch*NB*128
     if KNOWN: top = tl.load(top_ptr + at_top)
     else: at_top += tl.program_id(1)*batch*NB*128
+    if per > 0: t = pid // unit * steps; S = (t + steps - 1)//per - t//per + 1   # shares of `plan_ahead_kernel`
     in_turn(CHAIN)   # what was read is older than the kernel ahead
     if not KNOWN:
         top = tl.load(top_ptr + at_top)
@@ -256,7 +257,7 @@ def second_score(
     return Second(mode, K, oa, ob, thin(alpha, oa), thin(beta, ob), (c/(wmax*g*g)).to(s.dtype).contiguous(), wmax.contiguous(), alpha.shape[1], A.shape[1], B.shape[1])
 
 # %% ../nbs/13_kernels_plan.ipynb #10594114
-def _below(fn): return gluon.jit(fn, do_not_specialize=["m", "NB", "MB", "tiles", "per", "chunks"]) if gluon else fn
+def _below(fn): return gluon.jit(fn, do_not_specialize=["m", "NB", "MB", "tiles", "all_tiles", "steps", "per"]) if gluon else fn
 def _helper(fn): return gluon.jit(fn) if gluon else fn
 def _both(fn): return gluon.constexpr_function(fn) if gluon else fn   # for the host and for kernels
 
@@ -282,6 +283,12 @@ def in_turn_ahead(CHAIN: tl.constexpr):
         tl.extra.cuda.gdc_launch_dependents()
 
 @_helper
+def after_fetch(col, mine, base, left, steps, tiles, M):
+    "Where the next copy comes from: the step of columns, the tile in its problem, the problem's first row; and how many are left."
+    over = col + 1 == steps; done = over & (mine + 1 == tiles)
+    return gl.where(over, 0, col + 1), gl.where(done, 0, gl.where(over, mine + 1, mine)), gl.where(done, base + M, base), left - 1
+
+@_helper
 def scores_ahead(xs, xls, yb, ylb, zero, LOWS: tl.constexpr):
     "Start the scores of a tile."
     if LOWS:
@@ -302,57 +309,63 @@ def fetch(y, yl, vh, vl, yb, ylb, vhb, vlb, bar, row, col, pred, LOWS: tl.conste
 
 # %% ../nbs/13_kernels_plan.ipynb #54e2252f
 @_below
-def plan_ahead_kernel(xh, xl, y, yl, vh_ptr, Vh, Vl, z_ptr, acc_ptr, accz_ptr, top_ptr, m, NB, MB, tiles, per, chunks,
+def plan_ahead_kernel(xh, xl, y, yl, vh_ptr, Vh, Vl, z_ptr, acc_ptr, accz_ptr, top_ptr, m, NB, MB, tiles, all_tiles, steps, per,
                       SLOT: tl.constexpr, BIASED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, NS: tl.constexpr, R: tl.constexpr, CHAIN: tl.constexpr):
     "`plan_kernel` for a known maximum, without weights: powers of two of one tile while the matrix unit multiplies the tile before."
     LOWS: gl.constexpr = MODE == 1; BIG: gl.constexpr = R*BN; T: gl.constexpr = max(1, min(32, K//8))
-    SL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 16]); AL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, KV, 16]); PL: gl.constexpr = gl.DotOperandLayout(0, AL, 2)
-    XB: gl.constexpr = gl.BlockedLayout([1, 8], [32//T, T], [4, 1], [1, 0]); XS: gl.constexpr = in_boxes(K); VS: gl.constexpr = in_boxes(KV)
+    SL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [BM//16, 1], [16, BN, 16]); AL: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [BM//16, 1], [16, KV, 16]); PL: gl.constexpr = gl.DotOperandLayout(0, AL, 2)
+    XB: gl.constexpr = gl.BlockedLayout([1, 8], [32//T, T], [BM//16, 1], [1, 0]); XS: gl.constexpr = in_boxes(K); VS: gl.constexpr = in_boxes(KV)
     bars = gl.allocate_shared_memory(gl.int64, [NS, 1], mbarrier.MBarrierLayout())
     for q in gl.static_range(NS): mbarrier.init(bars.index(q), count=1)
-    pid = gl.program_id(0); b = pid // tiles; i0 = pid % tiles * BM; N = NB*128; M = MB*128; chunk = gl.program_id(2); row0 = pid.to(gl.int64)*BM
-    i = gl.arange(0, BM, gl.SliceLayout(1, XB)); k = gl.arange(0, K, gl.SliceLayout(0, XB)); at = (b.to(gl.int64)*N + i0)*K + i[:, None]*K + k[None, :]
-    xs = gl.allocate_shared_memory(gl.float16, [BM, K], XS, gl.load(xh + at)); xls = xs
-    if LOWS: xls = gl.allocate_shared_memory(gl.float16, [BM, K], XS, gl.load(xl + at))
-    fence_async_shared()
-    j = gl.arange(0, BN, gl.SliceLayout(0, SL)); top = 0.0
-    if SLOT == 0: top = 12 - gl.load(top_ptr + b.to(gl.int64)*N + i0 + gl.arange(0, BM, gl.SliceLayout(1, SL)))
-    first = gl.program_id(1)*per*BIG; count = gl.minimum(per, gl.cdiv(m - first, BIG)); row = b*M + first
+    M = MB*128; chunk = gl.program_id(1); begin = gl.program_id(0)*per; end = gl.minimum(begin + per, all_tiles*steps)
+    i = gl.arange(0, BM, gl.SliceLayout(1, XB)); k = gl.arange(0, K, gl.SliceLayout(0, XB)); j = gl.arange(0, BN, gl.SliceLayout(0, SL)); top = gl.zeros([BM], gl.float32, gl.SliceLayout(1, SL))
+    xs = gl.allocate_shared_memory(gl.float16, [BM, K], XS); xls = xs
+    if LOWS: xls = gl.allocate_shared_memory(gl.float16, [BM, K], XS)
     yb = gl.allocate_shared_memory(gl.float16, [NS, BIG, K], XS); ylb = yb
     if LOWS: ylb = gl.allocate_shared_memory(gl.float16, [NS, BIG, K], XS)
     vhb = gl.allocate_shared_memory(gl.float16, [NS, BIG, KV], VS); vlb = gl.allocate_shared_memory(gl.float16, [NS, BIG, KV], VS)
-    bias = vh_ptr + row.to(gl.int64) + j; z = z_ptr + row.to(gl.int64) + j
-    in_turn_ahead(CHAIN)   # rows and maxima are older than the kernel ahead
-    zero_s = gl.zeros([BM, BN], gl.float32, SL); zero = gl.zeros([BM, KV], gl.float32, AL); acc = zero; accz = gl.zeros([BM], gl.float32, gl.SliceLayout(1, SL))
-    for q in gl.static_range(NS - 1): fetch(y, yl, Vh, Vl, yb.index(q), ylb.index(q), vhb.index(q), vlb.index(q), bars.index(q), row + q*BIG, chunk*KV, q < count, LOWS, BIG, K, KV)
-    mbarrier.wait(bars.index(0), 0)
-    s = warpgroup_mma_wait(0, deps=[scores_ahead(xs, xls, yb.index(0).slice(0, BN, 0), ylb.index(0).slice(0, BN, 0), zero_s, LOWS)])
-    p, ph, pl = halves_ahead(s, top, bias, SLOT, BIASED, PL)
-    if FIRST: accz += gl.sum(p*gl.load(z)[None, :], 1)
+    in_turn_ahead(CHAIN)
+    zero_s = gl.zeros([BM, BN], gl.float32, SL); zero = gl.zeros([BM, KV], gl.float32, AL)
+    col = begin % steps; mine = begin // steps % tiles; base = begin // steps // tiles * M; left = end - begin
+    for q in gl.static_range(NS - 1):
+        fetch(y, yl, Vh, Vl, yb.index(q), ylb.index(q), vhb.index(q), vlb.index(q), bars.index(q), base + col*BIG, chunk*KV, left > 0, LOWS, BIG, K, KV)
+        col, mine, base, left = after_fetch(col, mine, base, left, steps, tiles, M)
     here = 0; new = NS - 1; turn = 0
-    for J in range(count):
-        fetch(y, yl, Vh, Vl, yb.index(new), ylb.index(new), vhb.index(new), vlb.index(new), bars.index(new), row + (J + NS - 1)*BIG, chunk*KV, J + NS - 1 < count, LOWS, BIG, K, KV)
-        after = gl.where(here == NS - 1, 0, here + 1); turn = gl.where(after == 0, turn ^ 1, turn)
-        for r in gl.static_range(R):
-            there = gl.minimum(J*R + r + 1, count*R - 1)*BN
-            if r == R - 1:
-                mbarrier.wait(bars.index(after), turn, pred=J + 1 < count)
-                ahead = scores_ahead(xs, xls, yb.index(after).slice(0, BN, 0), ylb.index(after).slice(0, BN, 0), zero_s, LOWS)
-            else: ahead = scores_ahead(xs, xls, yb.index(here).slice((r + 1)*BN, BN, 0), ylb.index(here).slice((r + 1)*BN, BN, 0), zero_s, LOWS)
-            upper = vhb.index(here).slice(r*BN, BN, 0)
-            if r == 0: out = warpgroup_mma(pl, upper, zero, use_acc=False, is_async=True)
-            else: out = warpgroup_mma(pl, upper, done, is_async=True)
-            out = warpgroup_mma(ph, vlb.index(here).slice(r*BN, BN, 0), out, is_async=True)
-            out = warpgroup_mma(ph, upper, out, is_async=True)
-            p, ph_next, pl_next = halves_ahead(warpgroup_mma_wait(3, deps=[ahead]), top, bias + there, SLOT, BIASED, PL)
-            if FIRST: accz += gl.where(J*R + r + 1 < count*R, gl.sum(p*gl.load(z + there)[None, :], 1), 0.0)
-            done, _, _ = warpgroup_mma_wait(0, deps=[out, ph, pl])
-            ph = ph_next; pl = pl_next
-        acc += done
-        here = after; new = gl.where(new == NS - 1, 0, new + 1)
-    row1 = (gl.program_id(1)*gl.num_programs(2) + chunk).to(gl.int64)*gl.num_programs(0)*BM + row0
-    gl.store(acc_ptr + (row1 + gl.arange(0, BM, gl.SliceLayout(1, AL)))[:, None]*KV + gl.arange(0, KV, gl.SliceLayout(0, AL))[None, :], acc)
-    if FIRST: gl.store(accz_ptr + row1 + gl.arange(0, BM, gl.SliceLayout(1, SL)), accz)
+    for tile in range(begin // steps, gl.cdiv(end, steps)):
+        first = gl.maximum(begin - tile*steps, 0); count = gl.minimum(end - tile*steps, steps) - first; b = tile // tiles; row0 = b.to(gl.int64)*NB*128 + tile % tiles * BM; at = row0*K + i[:, None]*K + k[None, :]
+        xs.store(gl.load(xh + at))
+        if LOWS: xls.store(gl.load(xl + at))
+        fence_async_shared()
+        if SLOT == 0: top = 12 - gl.load(top_ptr + row0 + gl.arange(0, BM, gl.SliceLayout(1, SL)))
+        row = b.to(gl.int64)*M + first*BIG; bias = vh_ptr + row + j; z = z_ptr + row + j; acc = zero; accz = gl.zeros([BM], gl.float32, gl.SliceLayout(1, SL))
+        mbarrier.wait(bars.index(here), turn)
+        s = warpgroup_mma_wait(0, deps=[scores_ahead(xs, xls, yb.index(here).slice(0, BN, 0), ylb.index(here).slice(0, BN, 0), zero_s, LOWS)])
+        p, ph, pl = halves_ahead(s, top, bias, SLOT, BIASED, PL)
+        if FIRST: accz += gl.sum(p*gl.load(z)[None, :], 1)
+        for J in range(count):
+            fetch(y, yl, Vh, Vl, yb.index(new), ylb.index(new), vhb.index(new), vlb.index(new), bars.index(new), base + col*BIG, chunk*KV, left > 0, LOWS, BIG, K, KV)
+            col, mine, base, left = after_fetch(col, mine, base, left, steps, tiles, M)
+            now = turn; after = gl.where(here == NS - 1, 0, here + 1); turn = gl.where(after == 0, turn ^ 1, turn)
+            for r in gl.static_range(R):
+                there = gl.minimum(J*R + r + 1, count*R - 1)*BN
+                if r == R - 1:
+                    mbarrier.wait(bars.index(after), turn, pred=J + 1 < count)
+                    ahead = scores_ahead(xs, xls, yb.index(after).slice(0, BN, 0), ylb.index(after).slice(0, BN, 0), zero_s, LOWS)
+                else: ahead = scores_ahead(xs, xls, yb.index(here).slice((r + 1)*BN, BN, 0), ylb.index(here).slice((r + 1)*BN, BN, 0), zero_s, LOWS)
+                upper = vhb.index(here).slice(r*BN, BN, 0)
+                if r == 0: out = warpgroup_mma(pl, upper, zero, use_acc=False, is_async=True)
+                else: out = warpgroup_mma(pl, upper, done, is_async=True)
+                out = warpgroup_mma(ph, vlb.index(here).slice(r*BN, BN, 0), out, is_async=True)
+                out = warpgroup_mma(ph, upper, out, is_async=True)
+                p, ph_next, pl_next = halves_ahead(warpgroup_mma_wait(3, deps=[ahead]), top, bias + there, SLOT, BIASED, PL)
+                if FIRST: accz += gl.where(J*R + r + 1 < count*R, gl.sum(p*gl.load(z + there)[None, :], 1), 0.0)
+                if MODE == 0: mbarrier.wait(bars.index(here), now)   # long over; but a branch, behind which the assembler does not put powers off
+                done, _, _, ph, pl = warpgroup_mma_wait(0, deps=[out, ph, pl, ph_next, pl_next])
+            acc += done
+            here = after; new = gl.where(new == NS - 1, 0, new + 1)
+        row1 = (((gl.program_id(0) - tile*steps // per)*gl.num_programs(1) + chunk).to(gl.int64)*all_tiles + tile)*BM
+        gl.store(acc_ptr + (row1 + gl.arange(0, BM, gl.SliceLayout(1, AL)))[:, None]*KV + gl.arange(0, KV, gl.SliceLayout(0, AL))[None, :], acc)
+        if FIRST: gl.store(accz_ptr + row1 + gl.arange(0, BM, gl.SliceLayout(1, SL)), accz)
 
 @_helper
 def halves_ahead(s, top, bias, SLOT: tl.constexpr, BIASED: tl.constexpr, PL: tl.constexpr):
@@ -375,9 +388,9 @@ def looks_ahead(
 
 def ahead_config(
     s:Scores,
-) -> tuple: # rows and columns of a tile, steps in flight, tiles a step, most programs, registers
+) -> tuple: # rows and columns of a tile, steps in flight, tiles a step, programs that run at a time, registers
     "The configuration of `plan_ahead_kernel`, measured on an H100."
-    return (64, 64, 2, 2, 632, 168) if s.mode == CAT else {16: (64, 64, 3, 1, 632, 168), 32: (64, 64, 2, 2, 474, None), 64: (64, 64, 3, 1, 474, None)}[s.K]
+    return (64, 32, 2, 4, 396, 168) if s.mode == CAT else {16: (64, 64, 3, 1, 396, 168), 32: (64, 64, 2, 2, 264, None), 64: (64, 64, 3, 1, 264, None)}[s.K]
 
 # %% ../nbs/13_kernels_plan.ipynb #b03b6fad
 def plan_config(
@@ -413,7 +426,9 @@ def plan_product(
     first, KV, chunks = column_split(q, f64); ahead = known and not second and not cfg and KV == 64 and looks_ahead(s, dev); pairs = KV == 16 and not second and (s.mode == CAT or s.mode == THREE and s.K == 64)
     if ahead: BM, BN, NS, R, most, regs = ahead_config(s); BIG = BN*R
     else: BM, BN, warps, NS, most, regs = cfg or plan_config(s, KV, second is not None, first or not known); BIG = BN
-    tiles, cols = -(-n//BM), -(-m//BIG); per = -(-cols//max(1, min(cols, most//(B*tiles*k*chunks)))); S = -(-cols//per); rows, M, W = B*tiles*BM, mb*BLOCK, chunks*KV
+    tiles, cols = -(-n//BM), -(-m//BIG); rows, M, W = B*tiles*BM, mb*BLOCK, chunks*KV
+    if ahead: per = -(-B*tiles*cols//max(1, most//chunks)); S = (cols - 1)//per + 2    # equal shares; of a tile at most so many
+    else: per = -(-cols//max(1, min(cols, most//(B*tiles*k*chunks)))); S = -(-cols//per)
     new = lambda *shape, dtype=s.dtype: torch.empty(*shape, dtype=dtype, device=dev); chain = chained(dev); half = s.dtype if f64 else torch.float16
     Vh = new(B, M, max(1, W)*(1 + pairs), dtype=half); Vl = Vh if f64 or pairs else torch.empty_like(Vh); z = new(B, M) if first else Vh; e, ref = (Vh, Vh) if f64 else (new(B*k, W + first, dtype=torch.int32) for k in (mb, 1))
     wide = 4 if f64 else max(1, KV if INTERPRETED else min(32 if KV == 64 else 8, KV)); sizes = (m, mb, q, W)
@@ -421,13 +436,13 @@ def plan_product(
     launch(columns_kernel, (B*mb, max(1, W//wide)), V, bias[1], e, Vh, Vl, z, ref, *sizes, FIRST=first, KV=KV, PAIRS=pairs, COLS=wide, F=s.F, BLOCK=BLOCK, CHAIN=chain)
     top, x, y = known or (new(S, k*chunks, B, nb*BLOCK), s.x.left, s.y.right); accz = new(S, k*chunks, rows) if first else top; acc = new(S, k*chunks, rows, KV) if KV else top
     extra = (t.a.left, t.a.low, t.b.right, t.b.low, t.alpha, t.beta, t.rho) if t else (bias[0],)*7; slot = s.slot if known else 0; kw = dict(SLOT=slot, BIASED=0 < slot <= s.K - 4, FIRST=first, KV=KV)
-    if ahead: launch(plan_ahead_kernel, (B*tiles, S, chunks), x, s.x.low, boxes(y, s.K, BIG), boxes(s.y.low, s.K, BIG), bias[0], boxes(Vh, KV, BIG), boxes(Vl, KV, BIG), z, acc, accz, top,
-                     m, nb, mb, tiles, per, chunks, regs=regs, **kw, MODE=s.mode, K=s.K, BM=BM, BN=BN, NS=NS, R=R, CHAIN=chain)
+    if ahead: launch(plan_ahead_kernel, (-(-B*tiles*cols//per), chunks), x, s.x.low, boxes(y, s.K, BIG), boxes(s.y.low, s.K, BIG), bias[0], boxes(Vh, KV, BIG), boxes(Vl, KV, BIG), z, acc, accz, top,
+                     m, nb, mb, tiles, B*tiles, cols, per, warps=BM//16, regs=regs, **kw, MODE=s.mode, K=s.K, BM=BM, BN=BN, NS=NS, R=R, CHAIN=chain)
     else: launch(plan_kernel, (B*tiles, S, k*chunks), x, s.x.low, y, s.y.low, bias[0], *extra, Vh, Vl, z, acc, accz, top,
                  m, nb, mb, s.x.depth, t.a.depth if t else 1, tiles, per, chunks, k, t.ka if t else 1, t.kb if t else 1, s.scale, warps=warps, regs=regs,
                  KNOWN=bool(known), **kw, PAIRS=pairs, WMODE=t.mode if t else -1, KW=t.K if t else 0, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chain)
     out = new(B, k, n, q, dtype=torch.float64); few = BM if INTERPRETED or f64 else {0: BM, 16: 32, 32: 16, 64: 8}[KV]
-    launch(collect_kernel, (rows//few, k*chunks), acc, accz, top, ref, u, s.sqx, t.wmax if t else u, out, n, nb, tiles*(BM//few), chunks, k, q, S,
+    launch(collect_kernel, (rows//few, k*chunks), acc, accz, top, ref, u, s.sqx, t.wmax if t else u, out, n, nb, tiles*(BM//few), chunks, k, q, S, cols, per if ahead else 0, BM//few,
            KNOWN=bool(known), WEIGHTED=t is not None, FIRST=first, KV=KV, BM=few, F=s.F, CHAIN=chain)
     if keep is not None and not known: keep.append(settle(s, bias, top[:, 0].contiguous()))
     return out

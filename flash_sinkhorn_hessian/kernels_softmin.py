@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['INTERPRETED', 'LOG2E', 'BITS', 'BLOCK', 'CAT', 'THREE', 'LOOP', 'DIRECT', 'PRODUCT', 'LIMIT', 'CHAINED', 'POWER',
            'mend_interpreter', 'launch', 'rehearsal', 'padded', 'split_half', 'layout', 'spare', 'Operand', 'operand',
-           'tile_rows', 'tile_product', 'tile_at', 'biased', 'whole_and_rest', 'put_bias', 'bias_tile', 'bias_kernel',
-           'both_biases_kernel', 'Scores', 'balanced', 'prepare', 'column_bias', 'online_rows', 'chained', 'in_turn',
-           'finish_rows', 'powers_asm', 'powers', 'marginal_kernel', 'finish_tile', 'finish_kernel', 'marginal_config',
-           'small_tile', 'parts', 'sweep', 'row_lse', 'totals_kernel', 'both_biases', 'both_config', 'both',
-           'marginals', 'finish_both_kernel', 'both_updates', 'device_ms']
+           'tile_rows', 'halves_product', 'tile_product', 'tile_at', 'biased', 'whole_and_rest', 'put_bias',
+           'bias_tile', 'bias_kernel', 'both_biases_kernel', 'Scores', 'balanced', 'prepare', 'column_bias',
+           'online_rows', 'chained', 'in_turn', 'finish_rows', 'powers_asm', 'powers', 'marginal_kernel', 'finish_tile',
+           'finish_kernel', 'both_kernel', 'marginal_config', 'small_tile', 'parts', 'sweep', 'row_lse',
+           'totals_kernel', 'both_biases', 'on_side', 'both_config', 'both', 'marginals', 'finish_both_kernel',
+           'both_updates', 'device_ms']
 
 # %% ../nbs/12_kernels_softmin.ipynb #4721fa5e
 import math
@@ -149,6 +150,14 @@ def tile_rows(x_ptr, xl_ptr, N, scale, MODE: tl.constexpr, K: tl.constexpr, BM: 
     return hi, lo
 
 @triton.jit
+def halves_product(ah, al, bh, bl, MODE: tl.constexpr):
+    "The product of tiles whose halves are at hand."
+    if MODE == 1:
+        s = tl.dot(al, bh); s = tl.dot(ah, bl, s); s = tl.dot(ah, bh, s)
+    else: s = tl.dot(ah, bh)
+    return s
+
+@triton.jit
 def tile_product(ah, al, x_ptr, xl_ptr, y_ptr, yl_ptr, N, M, depth, scale,
                  MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr):
     "One tile of `<x_i, y_j>`, or of `|x_i - y_j|^2` in DIRECT mode."
@@ -175,11 +184,9 @@ def tile_product(ah, al, x_ptr, xl_ptr, y_ptr, yl_ptr, N, M, depth, scale,
             s = tl.dot(a_low, bh, s); s = tl.dot(a, bl, s); s = tl.dot(a, bh, s)
     else:
         at = j[None, :]*K + tl.arange(0, K)[:, None]
-        bh = tl.load(y_ptr + at)
-        if MODE == 1:
-            bl = tl.load(yl_ptr + at)
-            s = tl.dot(al, bh); s = tl.dot(ah, bl, s); s = tl.dot(ah, bh, s)
-        else: s = tl.dot(ah, bh)
+        bh = tl.load(y_ptr + at); bl = bh
+        if MODE == 1: bl = tl.load(yl_ptr + at)
+        s = halves_product(ah, al, bh, bl, MODE)
     return s
 
 # %% ../nbs/12_kernels_softmin.ipynb #3f40949a
@@ -212,7 +219,7 @@ def put_bias(ah, hi, SLOT: tl.constexpr, K: tl.constexpr):
     h = hi.to(tl.float16); low = tl.where(hi > -float("inf"), hi - h.to(tl.float32), 0.0).to(tl.float16); k = tl.arange(0, K)[None, :]
     return tl.where(k == SLOT, h[:, None], tl.where(k == SLOT + 1, low[:, None], ah))
 
-_RUNTIME = ["n", "m", "NB", "MB", "depth", "tiles", "tilesT", "batch", "per", "S", "scale", "chunks", "q", "k", "ka", "kb", "W", "deep", "unit", "sink"]
+_RUNTIME = ["n", "m", "NB", "MB", "depth", "tiles", "tilesT", "batch", "per", "S", "scale", "chunks", "q", "k", "ka", "kb", "W", "deep", "unit", "sink", "steps"]
 
 @triton.jit
 def bias_tile(pid, v_ptr, sq_ptr, hi_ptr, w_ptr, par_ptr, la_ptr, m, MB, UNIT: tl.constexpr, SCALED: tl.constexpr, F: tl.constexpr, BLOCK: tl.constexpr):
@@ -441,6 +448,28 @@ def finish_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_
     in_turn(CHAIN)
     finish_tile(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_ptr, par_ptr, la_ptr, a_ptr, nh_ptr, nw_ptr, err_ptr, vh_ptr, tl.program_id(0), tl.num_programs(0), n, NB, MB, depth, tiles, S, scale, sink, False, SCALED, MODE, K, BM, BN, F)
 
+# %% ../nbs/12_kernels_softmin.ipynb #b47a4784
+@triton.jit(do_not_specialize=_RUNTIME)
+def both_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, par_ptr, la_ptr, n, NB, MB, depth, tiles, per, scale,
+                MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, WARPS: tl.constexpr, CHAIN: tl.constexpr):
+    "Row and column sums from the same exponentials, of tiles that lie on their side: the columns that pass by are their rows."
+    in_turn(CHAIN)
+    pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128
+    i = i0 + tl.arange(0, BM); j = tl.arange(0, BN)
+    xh, xl = tile_rows(tile_at(xh, b, i0, N, depth, MODE, K), tile_at(xl, b, i0, N, depth, MODE, K), N, scale, MODE, K, BM, F)
+    u = tl.load(u_ptr + b*n + i, mask=i < n, other=-float("inf"))
+    hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - tl.load(sqx_ptr + b*N + i), F)
+    xh = tl.trans(xh); xl = tl.trans(xl); weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
+    acc = tl.zeros([8*WARPS, BM], F)
+    first = tl.program_id(1)*per*BN
+    for j0 in tl.range(first, tl.minimum(first + per*BN, M), BN, num_stages=NS):
+        yt, yt_low = tile_rows(tile_at(yh, b, j0, M, depth, MODE, K), tile_at(yl, b, j0, M, depth, MODE, K), M, scale, MODE, K, BN, F)
+        at = b*M + j0 + j; p = tl.exp2(halves_product(yt, yt_low, xh, xl, MODE) + (hi[None, :] + tl.load(vh_ptr + at)[:, None]))
+        w = tl.reshape(p*tl.load(vw_ptr + at)[:, None], [BN//(16*WARPS), WARPS, 2, 8, BM])
+        acc += tl.sum(tl.reshape(tl.permute(w, [1, 3, 4, 0, 2]), [8*WARPS, BM, BN//(8*WARPS)]), 2)
+        tl.atomic_add(col_ptr + at, tl.sum(p*weight[None, :], 1), sem="relaxed")
+    tl.store(part_ptr + (tl.program_id(1).to(tl.int64)*tl.num_programs(0) + pid)*BM + tl.arange(0, BM), tl.sum(acc, 0))
+
 # %% ../nbs/12_kernels_softmin.ipynb #1859b577
 def marginal_config(
     s:Scores,
@@ -520,6 +549,10 @@ def both_biases(
     launch(both_biases_kernel, (s.batch*max(s.x.blocks, s.y.blocks), 2), g, s.sqy, vh, vw, parT, lb, f, s.sqx, uh, uw, par, la, cols, s.x.n, s.y.n, s.x.blocks, s.y.blocks, s.batch, F=s.F, BLOCK=BLOCK, CHAIN=chained(f.device))
     return (vh, vw), (uh, uw), cols
 
+def on_side(s:Scores):
+    "Do both marginals come from tiles on their side? Where that was measured and is faster."
+    return s.mode == THREE and s.K == 64
+
 def both_config(s:Scores):
     "The configuration of both marginals at once, see `marginal_config`."
     if s.dtype == torch.float64 or s.mode == LOOP: return 32, 64, 4, 1, 1056
@@ -533,8 +566,9 @@ def both(
     "One pass for both marginals; the sums are relative to the biases."
     BM, BN, W, NS, want = cfg or both_config(s); tiles, per, S = parts(s, BM, BN, want)
     rows = torch.empty(S, s.batch, tiles*BM, dtype=s.dtype, device=u.device); cols = torch.zeros_like(bias[0]) if cols is None else cols
-    launch(marginal_kernel, (s.batch*tiles, S), s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols, u, par, la, u, *bias, u,
-           s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, SCALED=False, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chained(u.device), regs=168 if s.mode == CAT else None)   # three programs a multiprocessor
+    head, sizes = (s.x.left, s.x.low, s.y.right, s.y.low, u, s.sqx, *bias, rows, cols), (s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per); kw = dict(MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS)
+    if on_side(s): launch(both_kernel, (s.batch*tiles, S), *head, par, la, *sizes, s.scale, warps=W, **kw, WARPS=W, CHAIN=chained(u.device))
+    else: launch(marginal_kernel, (s.batch*tiles, S), *head, u, par, la, u, *bias, u, *sizes, S, s.scale, 0, u, warps=W, FUSE=False, COLS=True, GATE=False, SLOT=s.slot, SCALED=False, **kw, CHAIN=chained(u.device), regs=168 if s.mode == CAT else None)   # three programs a multiprocessor
     return rows, cols, tiles, S
 
 def marginals(
@@ -564,10 +598,11 @@ def both_updates(
     setting:tuple, setting_T:tuple, # of each side three constants on the device, log weights, weights
     err:Tensor, err_T:Tensor,      # (B * tiles,) receive the parts of the errors of both sides
     cols:Tensor=None,              # zeros, shaped as the biases; left as zeros
+    out:tuple=None,                # where the new potentials go
 ) -> tuple: # new f, new g, new biases of both
     "Both potentials moved from the same pair: one pass, and one launch that finishes both sides as a half-step is finished."
     new = lambda ts: tuple(torch.empty_like(t) for t in ts); (par, la, a), (parT, lb, b) = setting, setting_T
-    rows, cols, tiles, S = both(s, f, par, la, bias, cols); BM, BN, W = both_config(s)[:3]; next_bias, next_T, (f1, g1) = new(bias), new(biasT), new((f, g)); other = s.y.blocks*BLOCK//BM
+    rows, cols, tiles, S = both(s, f, par, la, bias, cols); BM, BN, W = both_config(s)[:3]; next_bias, next_T, (f1, g1) = new(bias), new(biasT), out or new((f, g)); other = s.y.blocks*BLOCK//BM
     launch(finish_both_kernel, (s.batch*max(tiles, other), 2), s.x.left, s.x.right, s.x.low, s.y.left, s.y.right, s.y.low, f, g, s.sqx, s.sqy, *bias, *biasT, rows, cols, f1, g1, par, parT, la, lb, a, b,
            *next_T, *next_bias, err, err_T, s.x.n, s.y.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, other, s.batch, S, s.scale, warps=W, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, CHAIN=chained(f.device))
     return f1, g1, next_bias, next_T

@@ -135,6 +135,7 @@ class TritonGeometry(TwoSided):
         return self._scores
     def flat(self, t, dims=1):
         "float64, with one batch axis, contiguous, aligned to 16 bytes"
+        if not self.batch and t.ndim == dims and t.dtype == torch.float64 and t.is_contiguous() and t.data_ptr() % 16 == 0: return t[None]
         tail = t.shape[t.ndim-dims:]
         t = t.double().expand(*self.batch, *tail).reshape(-1, *tail).contiguous()
         return t.clone() if t.data_ptr() % 16 else t
@@ -258,25 +259,29 @@ def _run(s, setting, f, g, steps):
     per = parts(s, *marginal_config(s)[:2], marginal_config(s)[-1])[0]
     return f, g, err[:, :s.batch*per].reshape(steps, s.batch, per).sum(-1)
 
-def _run_both(s, setting, f, g, steps):
-    B = s.batch; tiles = [B*t.blocks*BLOCK//both_config(s)[0] for t in (s.x, s.y)]
-    (bias, biasT, cols), cut = both_biases(s, f, g, *setting), tiles[0] + tiles[0] % 2; err = torch.zeros(steps, cut + tiles[1] + tiles[1] % 2, dtype=torch.float64, device=f.device)
-    for k in range(steps): f, g, bias, biasT = both_updates(s, f, g, bias, biasT, *setting, err[k], err[k, cut:], cols)
-    if B == 1: return f, g, err.sum(-1, keepdim=True)
-    return f, g, sum(t.reshape(steps, B, -1).sum(-1) for t in (err[:, :tiles[0]], err[:, cut:cut+tiles[1]]))
+def _errors(s, steps): # a buffer of zeros for the parts of the errors of symmetric iterations: where those of the second side begin
+    tiles = [s.batch*t.blocks*BLOCK//both_config(s)[0] for t in (s.x, s.y)]; cut = tiles[0] + tiles[0] % 2
+    return torch.zeros(steps, cut + tiles[1] + tiles[1] % 2, dtype=torch.float64, device=s.sqx.device), tiles, cut
+
+def _run_both(s, setting, f, g, steps, errors=None): # all results in one buffer: f, g, errors (steps, B)
+    B, odd = s.batch, lambda t: t.numel() + t.numel() % 2; out = torch.empty(odd(f) + odd(g) + steps*B, dtype=torch.float64, device=f.device)
+    last = [t[:u.numel()].view(u.shape) for t, u in zip(out.split([odd(f), odd(g), steps*B]), (f, g))]; sums = out[-steps*B:].view(steps, B)
+    (err, tiles, cut), (bias, biasT, cols) = errors or _errors(s, steps), both_biases(s, f, g, *setting)
+    for k in range(steps): f, g, bias, biasT = both_updates(s, f, g, bias, biasT, *setting, err[k], err[k, cut:], cols, last if k == steps - 1 else None)
+    if B == 1: torch.sum(err, -1, keepdim=True, out=sums)
+    else: sums.copy_(sum(t.reshape(steps, B, -1).sum(-1) for t in (err[:, :tiles[0]], err[:, cut:cut+tiles[1]])))
+    return out
 
 class Recorded:
-    "A fixed number of iterations as a CUDA graph: input and output buffers, and one launch."
-    def __init__(self, geom, p, f, g, steps, run, step):
-        self.setting, self.f, self.g = _setting(geom, p, step), f.clone(), g.clone()
+    "A fixed number of symmetric iterations as a CUDA graph: input and output buffers, and one launch."
+    def __init__(self, geom, p, f, g, steps, step):
+        self.setting, self.f, self.g, self.errors = _setting(geom, p, step), f.clone(), g.clone(), _errors(geom.scores, steps)
         side = torch.cuda.Stream(f.device); side.wait_stream(torch.cuda.current_stream(f.device))
-        with torch.cuda.stream(side): run(geom.scores, self.setting, self.f, self.g, 1)
+        with torch.cuda.stream(side): _run_both(geom.scores, self.setting, self.f, self.g, 1)
         torch.cuda.current_stream(f.device).wait_stream(side)
-        self.graph, self.out = capture(lambda: run(geom.scores, self.setting, self.f, self.g, steps))
+        self.graph, self.out = capture(lambda: _run_both(geom.scores, self.setting, self.f, self.g, steps, self.errors))
 
-    def __call__(self, f, g):
-        self.f.copy_(f); self.g.copy_(g); self.graph.replay()
-        return tuple(t.clone() for t in self.out)
+    def __call__(self, f, g): self.f.copy_(f); self.g.copy_(g); self.graph.replay(); return self.out.clone()
 
 @_geometry
 def _alternate(self, p, f, g):
@@ -299,11 +304,12 @@ def _iterate_both(self, p, f, g, steps, step=.5):
     if run is None or run[0]() is not p: run = self._graphs[key] = [weakref.ref(p), _setting(self, p, step), 0, None, positive(p.a) and positive(p.b)]
     if not run[4] or torch.are_deterministic_algorithms_enabled(): return None
     run[2] += 1; f, g = self.flat(f), self.flat(g)
-    if run[2] < 4 or not self.x.is_cuda or torch.cuda.is_current_stream_capturing(): f, g, err = _run_both(self.scores, run[1], f, g, steps)
+    if run[2] < 4 or not self.x.is_cuda or torch.cuda.is_current_stream_capturing(): out = _run_both(self.scores, run[1], f, g, steps)
     else:
-        if run[3] is None: run[3] = Recorded(self, p, f, g, steps, _run_both, step)
-        f, g, err = run[3](f, g)
-    return f.reshape(p.a.shape), g.reshape(p.b.shape), err.reshape(steps, *self.batch)
+        if run[3] is None: run[3] = Recorded(self, p, f, g, steps, step)
+        out = run[3](f, g)
+    f, _, g, _, err = out.split([f.numel(), f.numel() % 2, g.numel(), g.numel() % 2, steps*len(f)])
+    return f.view(p.a.shape), g.view(p.b.shape), err.view(steps, *self.batch)
 
 @_geometry
 def _symmetric(self, p, f, g, step=.5):
