@@ -8,8 +8,7 @@ __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'WI
            'verdict', 'direction_kernel', 'total_kernel', 'eliminated', 'rooted', 'diagonal', 'unfinished', 'gram',
            'gram_kernel', 'step_kernel', 'block_residual_kernel', 'turn_kernel', 'block_direction_kernel',
            'SparseProducts', 'StreamedProducts', 'slices', 'block_dots', 'WideProducts', 'account', 'DeviceCG',
-           'BlockCG', 'schur_cg', 'contract_kernel', 'combine_kernel', 'remembered', 'Replayed', 'recorded',
-           'WholeProduct', 'whole_product']
+           'BlockCG', 'schur_cg', 'remembered', 'Replayed', 'recorded', 'WholeProduct', 'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -543,53 +542,6 @@ def schur_cg(
         kept[k] = (DeviceCG if k == 1 else BlockCG)(s, k)
     x, U, info = kept[k](rhs.reshape(-1, *rhs.shape[-2:]), tol, max_iter)
     return x.reshape(rhs.shape), U.reshape(*s.p.a.shape, k), info
-
-# %% ../nbs/16_krylov.ipynb #1b311532
-@triton.jit(do_not_specialize=["n", "k", "r", "q", "ab", "an", "ar", "aq", "vb", "vn", "vk", "vq"])
-def contract_kernel(A_ptr, V_ptr, out_ptr, n, k, r, q, ab, an, ar, aq, vb, vn, vk, vq, ROWS: tl.constexpr, Q: tl.constexpr, CHAIN: tl.constexpr):
-    "sum_q A_irq V_ikq, all strides given."
-    in_turn(CHAIN)
-    i = tl.program_id(0)*ROWS + tl.arange(0, ROWS); g = tl.program_id(1) // r; h = tl.program_id(1) % r; b = tl.program_id(2).to(tl.int64); row = i.to(tl.int64)[:, None]
-    acc = tl.zeros([ROWS, Q], tl.float64)
-    for e in range(0, q, Q):
-        at = e + tl.arange(0, Q)[None, :]; ok = (i < n)[:, None] & (at < q)
-        acc += tl.load(A_ptr + b*ab + row*an + h*ar + at*aq, mask=ok, other=0.0)*tl.load(V_ptr + b*vb + row*vn + g*vk + at*vq, mask=ok, other=0.0)
-    tl.store(out_ptr + ((b*n + i)*k + g)*r + h, tl.sum(acc, 1), mask=i < n)
-
-@triton.jit(do_not_specialize=["n", "k", "d", "tb", "tn", "tk", "bb", "bn", "bk"])
-def combine_kernel(t_ptr, T_ptr, size_ptr, base_ptr, factor_ptr, out_ptr, n, k, d, tb, tn, tk, bb, bn, bk, FACTOR: tl.constexpr, ROWS: tl.constexpr, Q: tl.constexpr, CHAIN: tl.constexpr):
-    "factor_i base_ik + size_i (t_ik - T_i t_ik,last)"
-    in_turn(CHAIN)
-    i = tl.program_id(0)*ROWS + tl.arange(0, ROWS); g = tl.program_id(1); b = tl.program_id(2).to(tl.int64); live = i < n; at_i = b*n + i
-    t = t_ptr + b*tb + i.to(tl.int64)*tn + g*tk; last = tl.load(t + d, mask=live, other=0.0)[:, None]; size = tl.load(size_ptr + at_i, mask=live, other=0.0)[:, None]
-    if FACTOR: factor = tl.load(factor_ptr + at_i, mask=live, other=0.0)[:, None]
-    for e in range(0, d, Q):
-        at = e + tl.arange(0, Q)[None, :]; ok = live[:, None] & (at < d); base = tl.load(base_ptr + b*bb + i.to(tl.int64)[:, None]*bn + g*bk + at, mask=ok, other=0.0)
-        if FACTOR: base *= factor
-        tl.store(out_ptr + (at_i[:, None]*k + g)*d + at, base + size*(tl.load(t[:, None] + at, mask=ok, other=0.0) - tl.load(T_ptr + at_i[:, None]*d + at, mask=ok, other=0.0)*last), mask=ok)
-
-def _plain(*ts): # may a kernel that knows no other dtype and counts in 32 bits read them?
-    return all(t.dtype == torch.float64 and t.data_ptr() % 16 == 0 and t.numel() < 1 << 31 for t in ts)
-
-def _combine(self, t, T, size, base, factor=None):
-    "(..., n, k, d) as `combine` says, in one launch"
-    if base.ndim == 3: return _combine(self, t[None], T[None], size, base[None], factor)[0]
-    factor_ = size if factor is None else factor; size, factor_, T = (s.contiguous() for s in (size, factor_, T))
-    if t.stride(-1) != 1 or base.stride(-1) != 1 or max(len(base), base.shape[-2]) > 65535 or not _plain(t, T, size, base, factor_): return combine(None, t, T, size.view(*base.shape[:2], 1, 1), base, factor if factor is None else factor.view(*base.shape[:2], 1, 1))
-    B, n, k, d = base.shape; out = torch.empty(B, n, k, d, dtype=base.dtype, device=base.device); Q = pow2(d, 64); ROWS = max(4, 512//Q)
-    launch(combine_kernel, (-(-n//ROWS), k, B), t, T, size, base, factor_, out, n, k, d, *t.stride()[:3], *base.stride()[:3], FACTOR=factor is not None, ROWS=ROWS, Q=Q, CHAIN=chained(base.device))
-    return out
-
-def _contract(self, A, V):
-    "(..., n, k, r) `sum_q A_irq V_ikq` for A (..., n, r, q), V (..., n, k, q)"
-    if A.ndim == 3: return _contract(self, A[None], V[None])[0]
-    if not _plain(A, V) or A.shape[-2]*V.shape[-2] > 65535 or len(V) > 65535: return torch.einsum("...nrq,...nkq->...nkr", A, V)
-    (B, n, r, q), k = A.shape, V.shape[-2]; out = torch.empty(B, n, k, r, dtype=V.dtype, device=V.device); Q = pow2(q, 64); ROWS = max(4, 512//Q)
-    launch(contract_kernel, (-(-n//ROWS), k*r, B), A, V, out, n, k, r, q, *A.stride(), *V.stride(), ROWS=ROWS, Q=Q, CHAIN=chained(V.device))
-    return out
-TritonGeometry.contract, TritonGeometry.combine = _contract, _combine
-TruncatedGeometry.contract = lambda self, *args: contract(self.parent, *args)
-TruncatedGeometry.combine = lambda self, *args: combine(self.parent, *args)
 
 # %% ../nbs/16_krylov.ipynb #21e7ba9f
 PART = 16        # steps of a solve in a graph of their own, where there are at least twice as many

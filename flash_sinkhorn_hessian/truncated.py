@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .core import *
 from .dual_energy import *
+from .hvp import combine, contract
 from .streaming import *
 
 # %% ../nbs/09_truncated.ipynb #638e6207
@@ -134,6 +135,8 @@ class TruncatedGeometry(TwoSided):
         own = getattr(self._kernel_T, "scored", None); stack = lambda t: t.reshape(-1, t.shape[-1])
         out = own and own(stack(self.x), B.movedim(-3, 0).flatten(1, -2), stack(t), self.columns(v).reshape(-1), self.rows(u).reshape(-1))
         return None if out is None else out.reshape(*u.shape, -1)
+    def contract(self, *args): return contract(self.parent, *args)         # what concerns points and not pairs
+    def combine(self, *args): return combine(self.parent, *args)
     def schur_cg(self, s, rhs, tol, max_iter):
         "Conjugate gradients as the kernel's own product prefers them, see `solve_schur`; None if it does not mind."
         own = getattr(self.kernel, "schur_cg", None)
