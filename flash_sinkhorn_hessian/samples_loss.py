@@ -471,7 +471,7 @@ class SamplesLoss(torch.nn.Module):
             loss=loss, p=p, blur=blur, reach=reach, diameter=diameter, scaling=scaling, truncate=truncate, cost=cost, kernel=kernel, cluster_scale=cluster_scale,
             debias=debias, potentials=potentials, verbose=verbose, backend=backend, half_cost=half_cost, reach_x=reach_x, reach_y=reach_y, eps=eps,
             n_iters=n_iters, use_epsilon_scaling=use_epsilon_scaling, last_extrapolation=last_extrapolation, threshold=threshold,
-            inner_iterations=inner_iterations, normalize=normalize, eps_list=eps_list, alternating=alternating,
+            inner_iterations=inner_iterations, normalize=normalize, eps_list=eps_list.tolist() if isinstance(eps_list, (Tensor, np.ndarray)) else eps_list, alternating=alternating,
             masses=masses, hvp_tol=hvp_tol, hvp_max_iter=hvp_max_iter)
         for k in SETTINGS: setattr(self, k, given[k])
         self.schedule()                                       # a wrong setting is an error now
@@ -479,7 +479,7 @@ class SamplesLoss(torch.nn.Module):
     def schedule(self) -> Schedule:
         "The settings as they are now."
         return Schedule(*self._settings())
-    def _settings(self): return tuple(tuple(v) if isinstance(v, list) or getattr(v, "ndim", 0) == 1 else v for v in (getattr(self, k) for k in _FIELDS))
+    def _settings(self): return tuple(tuple(v) if isinstance(v, list) else v for v in (getattr(self, k) for k in _FIELDS))
     def extra_repr(self): return ", ".join(f"{k}={getattr(self, k)!r}" for k in SETTINGS if k in _SHOWN or getattr(self, k) != _DEFAULTS[k])
 
 _FIELDS = tuple(f.name for f in fields(Schedule))
