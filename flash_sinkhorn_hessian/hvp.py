@@ -54,14 +54,16 @@ def cg(
     modes=None,      # what earlier solves have learnt, see `SlowModes`
 ) -> tuple: # solution (..., n, k), SolveInfo; the solution is a pair if A's result is one
     "Block conjugate gradients (O'Leary 1980, in the form of Dubrulle 2001) on all columns at once; the best iterate seen is returned."
-    size = torch.linalg.vector_norm(b, dim=-2, keepdim=True); top, unit = size.max().item() if b.numel() else 0., torch.where(size == 0, 1., size)
+    if not b.numel(): return torch.zeros_like(b), SolveInfo(0, 0., 0., True, "cg")
+    large = b.abs().amax(-2, keepdim=True); large = torch.where(large == 0, 1., large)           # first by this, so that no square underflows
+    size = large*torch.linalg.vector_norm(b/large, dim=-2, keepdim=True); top, unit = size.max().item(), torch.where(size == 0, 1., size)
     if not 0 < top < math.inf: return torch.zeros_like(b), SolveInfo(0, math.nan if top else 0., top, not top, "cg")     # nothing asked, or not a number
     start, fix = (modes.start, modes.fix) if modes and modes.W is not None else (lambda r: (torch.zeros_like(r), None, r), lambda r: 0.)
     (x, y, r), P, T = start(b/unit), [], []
     room = modes.slots(b.shape[-2])//b.shape[-1] if modes and b.ndim == 2 else 0
     q, C = orthonormal(r); p = q - fix(q)
     best, best_x, best_y, since, it = (r*r).sum(-2, keepdim=True), x, y, 0, 0
-    while it < max_iter and since < patience and (active := best > tol**2).any():
+    while it < max_iter and since < patience and (active := best > tol*tol).any():
         t = A(p); t, u = t if isinstance(t, tuple) else (t, None)
         if it < room: P.append(p); T.append(t)
         step = quotient(p.mT @ t, p.mT @ q); move = torch.where(active, step @ C, 0.)
