@@ -249,11 +249,11 @@ def hvp_rows(o):
     "Hessian-vector products: speed, many directions, accuracy where it is hard."
     cuda = o["device"] == "cuda"; n = 10000 if cuda else 1000
     table = [(n, 64, .107), (n, 3, .05), (n, 3, .005)] if not (o.get("sizes") or o.get("dims") or o.get("eps")) else [(n, d, e) for n, d in _grid([(n, 3)], [(n, 3)], o) for e in _eps(o, d)]
-    hvp = dict(task="hvp", after=12 if cuda else 6)    # learning ends after six; then a GPU's work is recorded
+    hvp = dict(task="hvp", after=20 if cuda else 12)   # learning ends after a dozen, or sixteen; then a GPU's work is recorded
     speed = [hvp | dict(n=n, d=d, eps=e) for n, d, e in table]
     exact = [hvp | dict(n=500 if cuda else 200, d=d, eps=e) for d, e in ((3, .05), (3, .005), (16, .0533))]
     hard = [exact[1] | dict(shift=1000.), exact[1] | dict(size=1e-6)]
-    large = [hvp | dict(n=200000 if cuda else 10000, d=3, eps=.01, tol=1e-5, check="row sums")]
+    large = [hvp | dict(after=12 if cuda else 6, n=200000 if cuda else 10000, d=3, eps=.01, tol=1e-5, check="row sums")]
     first = [{k: t for k, t in r.items() if k != "after"} | dict(task="first hvp") for r in speed + large]
     if o.get("sizes") or o.get("dims"): return speed + first[:len(speed)] + [r | dict(k=16) for r in speed]
     return speed + first[:-1] + [r | dict(k=16) for r in speed] + exact + hard + large + first[-1:]
@@ -283,7 +283,7 @@ def scaling_rows(o):
     rows = [row("n", n=k, d=3, eps=.05, iterations=20 if k <= 30000 and cuda else 5 if k <= 10000 else 2) for k in ns]
     rows += [row("d", n=n, d=k, eps=.1*k/6, iterations=5) for k in ds]
     rows += [row("eps", n=n, d=3, eps=e, iterations=5) for e in o.get("eps") or [1., .1, .01, .001]]
-    rows += [row("k", "hvp", n=n, d=3, eps=.05, k=k, after=12 if cuda else 6, error_n=200) for k in (1, 4, 16, 64)]
+    rows += [row("k", "hvp", n=n, d=3, eps=.05, k=k, after=20 if cuda else 12, error_n=200) for k in (1, 4, 16, 64)]
     return rows + [row("batch", "iteration", n=256 if cuda else 64, d=3, eps=.05, batch=b, iterations=20 if cuda else 5) for b in (1, 4, 16, 64, 256)]
 
 SUITES = dict(forward=forward_rows, small=small_rows, backward=backward_rows, hvp=hvp_rows, hessian=hessian_rows, solve=solve_rows, memory=memory_rows, cold=cold_rows, scaling=scaling_rows)

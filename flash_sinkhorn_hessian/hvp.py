@@ -60,12 +60,12 @@ def cg(
     if not 0 < top < math.inf: return torch.zeros_like(b), SolveInfo(0, math.nan if top else 0., top, not top, "cg")     # nothing asked, or not a number
     start, fix = (modes.start, modes.fix) if modes and modes.W is not None else (lambda r: (torch.zeros_like(r), None, r), lambda r: 0.)
     (x, y, r), P, T = start(b/unit), [], []
-    room = modes.slots(b.shape[-2])//b.shape[-1] if modes and b.ndim == 2 else 0
+    room = modes.slots(b.shape[-2])//b.shape[-1] if modes and b.ndim == 2 else 0; every = modes.every(modes.best, room) if modes else 1
     q, C = orthonormal(r); p = q - fix(q)
     best, best_x, best_y, since, it = (r*r).sum(-2, keepdim=True), x, y, 0, 0
     while it < max_iter and since < patience and (active := best > tol*tol).any():
         t = A(p); t, u = t if isinstance(t, tuple) else (t, None)
-        if it < room: P.append(p); T.append(t)
+        if it < room*every and it % every == 0: P.append(p); T.append(t)
         step = quotient(p.mT @ t, p.mT @ q); move = torch.where(active, step @ C, 0.)
         x = x + p @ move
         if u is not None: y = u @ move if y is None else y + u @ move
@@ -75,6 +75,7 @@ def cg(
         if y is not None: best_y = y if best_y is None else torch.where(better, y, best_y)
         best, it = torch.where(better, rr, best), it + 1
     if P: modes.keep(torch.cat(P, -1), torch.cat(T, -1))
+    if modes and it: modes.judge(it)
     rel = best.max().item()**.5; x = unit*best_x
     return (x if best_y is None else (x, unit*best_y)), SolveInfo(it, rel, top, rel <= tol, "cg")
 
@@ -89,15 +90,18 @@ def gram_inverse_root(
 
 class SlowModes:
     "Directions in which conjugate gradients for one matrix A are slow, learnt from its first solves: columns W with W^T A W = 1, A W, and W's image under the map that comes along with A."
-    most, solves, few = 64, 6, 4        # columns kept; solves to learn from; steps with which one is content
-    room, least = 1 << 24, 512          # numbers stored meanwhile; unknowns below which it is not worth it
-    def __init__(self): self.W = self.D = self.stack = self.found = None; self.seen = 0
+    most, solves, few, patience = 64, 16, 4, 3   # columns kept; solves to learn from at most; steps with which one is content; solves without gain that end it
+    room, least = 1 << 24, 512                   # numbers stored meanwhile; unknowns below which it is not worth it
+    def __init__(self): self.W = self.D = self.stack = self.found = None; self.seen, self.idle, self.best = 0, 0, math.inf
     def slots(self, m): # directions to store of the next solve, for m unknowns
-        return min(512, self.room//(2*m)) // 2 * 2 if self.seen < self.solves and m >= self.least else 0
-    def keep(self, P, Q): # (m, k) directions of a solve, and A times them; looked at when the next solve comes
-        self.seen += 1
-        if P.shape[1] <= self.few: self.seen, self.found = self.solves, None        # nothing left to gain
-        else: self.found = (P, Q)
+        return min(512, self.room//(2*m)) // 2 * 2 if self.seen < self.solves and self.idle < self.patience and m >= self.least else 0
+    def every(self, steps, room): # of the steps of a solve, one in so many is stored
+        return max(1, math.ceil(steps/max(room, 1))) if math.isfinite(steps) else 1
+    def keep(self, P, Q): self.seen += 1; self.found = (P, Q)   # (m, k) directions of a solve, and A times them; looked at when the next solve comes
+    def judge(self, steps): # after every solve
+        "Has it become shorter? Three in a row that have not are the end of learning; one that takes twice as long as the shortest is of another kind, and a new beginning."
+        if steps > 2*self.best or self.few < steps < .95*self.best: self.idle, self.best = 0, steps
+        else: self.idle, self.best = self.idle + 1, min(self.best, steps)
     def start(self, b): # solution in the span of W, its image, and the residual
         c = self.D @ b
         return self.W @ c, self.NW @ c, b - self.AW @ c

@@ -33,7 +33,7 @@ from .kernels_truncated import *
 # %% ../nbs/16_krylov.ipynb #ff201dff
 # columns of the table of scalars, one row a system; two tables, read and written in turn
 RR, GOAL, BEST, SINCE, STEPS, STATE, FIRST, SIZE = range(8)
-_INTS = ["n", "m", "k", "S", "NB", "stride", "patience", "per", "P", "G", "slot", "systems", "cap", "groups"]
+_INTS = ["n", "m", "k", "S", "NB", "stride", "patience", "per", "P", "G", "slot", "systems", "cap", "every", "groups"]
 
 @triton.jit
 def cells(rows, columns, FULL: tl.constexpr):
@@ -90,13 +90,13 @@ def start_kernel(rhs_ptr, e_ptr, dots_ptr, goal_ptr, r_ptr, x_ptr, p_ptr, U_ptr,
 
 # %% ../nbs/16_krylov.ipynb #7b1ea725
 @triton.jit(do_not_specialize=_INTS)
-def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, rp_ptr, rr_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, n, m, per, P, slot, systems, cap,
+def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, rp_ptr, rr_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, n, m, per, P, slot, systems, cap, every,
                     NULL: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "Step length; the solution moves along p, its image along u = N p, the residual along q; partial sums of its square. KM: its products with A times so many slow modes, in parts too; KEEP: p and q of the first system are stored for the next ones."
     in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); G = tl.num_programs(0)
     one = tl.arange(0, 1); going = tl.load(table_ptr + (slot*systems + b)*8 + 5 + one) == 0; good = going; acc = tl.zeros([BLOCK], tl.float64)
-    row = tl.load(table_ptr + slot*systems*8 + 4).to(tl.int64); kk = tl.arange(0, 4096//BLOCK)
+    step = tl.load(table_ptr + slot*systems*8 + 4).to(tl.int64); row = tl.where(step % every == 0, step//every, cap); kk = tl.arange(0, 4096//BLOCK)
     for h in range(tl.where(tl.max(going.to(tl.int32), 0) > 0, per, 0)):
         j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); i = b*m + j; live = (j < m) & going; o = b*n + j; below = (j < n) & going
         q = tl.load(q_ptr + i, mask=live, other=0.0); r = tl.load(r_ptr + i, mask=live, other=0.0); p = tl.load(p_ptr + i, mask=live, other=0.0); x = tl.load(x_ptr + i, mask=live, other=0.0)
@@ -182,14 +182,15 @@ ALPHA, MOVE, INVERSE, BETA, SHARE, TURN = range(6)   # small matrices of a block
 _SMALL = 6*WIDTH*WIDTH + WIDTH
 
 @triton.jit
-def eliminated(G, T, rows, JORDAN: tl.constexpr):
-    "Elimination on [G | T], G symmetric 16 x 16 with ones on its diagonal: what is left of both, and the pivots, zero for those that are nothing but rounding. JORDAN: above the diagonal too."
+def eliminated(G, T, times, JORDAN: tl.constexpr):
+    "Elimination on [G | T], G symmetric 16 x 16 with ones on its diagonal: what is left of both, and the pivots, zero for those that are nothing but rounding. JORDAN: above the diagonal too; times: one, or none where nothing is asked."
     i = tl.arange(0, 16); D = tl.zeros([16], tl.float64)
-    for j in range(rows):
-        here = i == j; row = tl.sum(tl.where(here[:, None], G, 0.0), 0); column = tl.sum(tl.where(here[None, :], G, 0.0), 1); last = tl.sum(tl.where(here[:, None], T, 0.0), 0)
-        pivot = tl.sum(tl.where(here, row, 0.0)[:, None], 0); some = pivot > 1e-15; D = tl.where(here & some, pivot, D)
-        others = i != j if JORDAN else i > j; f = tl.where(others & some, column/tl.where(some, pivot, 1.0), 0.0)
-        G -= f[:, None]*row[None, :]; T -= f[:, None]*last[None, :]
+    for _ in range(times):
+        for j in tl.static_range(16): # unrolled: a fiftieth of the whole solve
+            here = i == j; row = tl.sum(tl.where(here[:, None], G, 0.0), 0); column = tl.sum(tl.where(here[None, :], G, 0.0), 1); last = tl.sum(tl.where(here[:, None], T, 0.0), 0)
+            pivot = tl.sum(tl.where(here, row, 0.0)[:, None], 0); some = pivot > 1e-15; D = tl.where(here & some, pivot, D)
+            others = i != j if JORDAN else i > j; f = tl.where(others & some, column/tl.where(some, pivot, 1.0), 0.0)
+            G -= f[:, None]*row[None, :]; T -= f[:, None]*last[None, :]
     return G, T, D
 
 @triton.jit
@@ -241,19 +242,19 @@ def step_kernel(dots_ptr, table_ptr, small_ptr, k, P, slot, systems, CHAIN: tl.c
     for s in range(0, P, 128):
         part = s + tl.arange(0, 128); off += tl.sum(tl.load(dots + part[:, None]*272 + 256 + i[None, :], mask=(part < P)[:, None], other=0.0), 0)
     A = gram(dots, P, 272); scale = rooted(diagonal(A))[:, None]
-    _, T, D = eliminated(A*scale*tl.trans(scale), H*scale, tl.where(some, 16, 0), True)
+    _, T, D = eliminated(A*scale*tl.trans(scale), H*scale, tl.where(some, 1, 0), True)
     alpha = T*(scale*tl.where(D > 0, 1/tl.where(D > 0, D, 1.0), 0.0)[:, None]); move = tl.dot(alpha, C, out_dtype=tl.float64)
     tl.store(small + cell, alpha); tl.store(small + 256 + cell, tl.where(going[None, :], move, 0.0)); tl.store(small + 1536 + i, off)
 
 @triton.jit(do_not_specialize=_INTS)
-def block_residual_kernel(r_ptr, p_ptr, q_ptr, e_ptr, small_ptr, gram_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, m, k, per, slot, systems, cap,
+def block_residual_kernel(r_ptr, p_ptr, q_ptr, e_ptr, small_ptr, gram_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, m, k, per, slot, systems, cap, every,
                           NULL: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "The residual of a block after a step, as it is, with partial products of its columns; KM and KEEP as in `residual_kernel`."
     in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0); wide = 16 if FULL else k
     at = b*tl.num_programs(2) + tl.program_id(2); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has)
     alpha = tl.load(small_ptr + at*1552 + cc[:, None]*16 + cc[None, :]); off = tl.load(small_ptr + at*1552 + 1536 + cc)
-    acc = tl.zeros([16, 16], tl.float64); kk = tl.arange(0, 4096//BLOCK); width = tl.minimum(k, 16); row = tl.max(tl.load(t + 4, mask=has, other=-1.0), 0).to(tl.int64)*width + cc
+    acc = tl.zeros([16, 16], tl.float64); kk = tl.arange(0, 4096//BLOCK); width = tl.minimum(k, 16); step = tl.max(tl.load(t + 4, mask=has, other=-1.0), 0).to(tl.int64); row = tl.where(step % every == 0, step//every*width, cap) + cc
     for h in range(tl.where(some, per, 0)):
         j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); inside = j < m; i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(inside, has, FULL)
         q = tl.load(q_ptr + i, mask=live, other=0.0); r = tl.load(r_ptr + i, mask=live, other=0.0)
@@ -281,7 +282,7 @@ def turn_kernel(gram_ptr, table_ptr, small_ptr, part_ptr, out_ptr, x_ptr, p_ptr,
         first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf"); C = tl.where(first, tl.where(cc[:, None] == cc[None, :], 1.0, 0.0), tl.load(small + 1024 + cell)).to(tl.float64)
         A = gram(gram_ptr + at*G*256, tl.where(some, G, 0), 256); square = diagonal(A); scale = rooted(square)[None, :]; one = tl.where(cc[:, None] == cc[None, :], 1.0, 0.0).to(tl.float64)
         tl.store(small + cell, A*scale*tl.trans(scale)); tl.debug_barrier()      # through memory, which spreads it over the threads
-        U, T, D = eliminated(tl.load(small + cell), one, tl.where(some, 16, 0), False); root = rooted(D)[:, None]
+        U, T, D = eliminated(tl.load(small + cell), one, tl.where(some, 1, 0), False); root = rooted(D)[:, None]
         S = tl.where(cc[:, None] <= cc[None, :], U*root*(square[None, :]*scale), 0.0); C = tl.dot(S, C, out_dtype=tl.float64)
         tl.store(small + 512 + cell, tl.trans(T*root*scale)); tl.store(small + 768 + cell, tl.where(first, 0.0, S)); tl.store(small + 1024 + cell, C)
         verdict(t, table_ptr + ((1 - slot)*systems + b*k + c)*8, gate_ptr, tl.sum(C*C, 0), patience, has)
@@ -408,7 +409,7 @@ class DeviceCG:
         self.table, self.rr, self.parts = new(2, B*k, 8), new(B, self.G, k), new(B, self.G, 2, k)
         self._parts(new)
         self.null = new(B, self.m) if s.T.null is None else s.T.null.reshape(B, self.m).contiguous(); self.balanced = s.T.null is not None
-        self.modes, self.W, self.kept, self.last, self.most, self.good = slow_modes(s) if p.a.ndim == 1 else None, None, None, 8, {}, True   # steps of the last solve, most of all to each tolerance with these slow modes; did the last one get there?
+        self.modes, self.W, self.kept, self.every, self.last, self.most, self.good = slow_modes(s) if p.a.ndim == 1 else None, None, None, 1, 8, {}, True   # steps of the last solve, most of all to each tolerance with these slow modes; did the last one get there?
         self.goals, self.chain = {}, chained(dev)         # squares of tolerances, on the device
         self.blind, self.cut = 0, None                   # steps to take without looking, while a whole product is recorded, and how to end a graph there
         self._fresh()
@@ -420,8 +421,9 @@ class DeviceCG:
         "Take over what has been learnt, and room for the directions of this solve if there is more to learn."
         if self.modes is None: return
         self.modes.learn(self._both)
-        cap = self.modes.slots(self.m)
-        if self.modes.W is self.W and cap == (0 if self.kept is None else self.kept.shape[1]): return
+        cap, w = self.modes.slots(self.m), min(self.k, WIDTH); cap, every = cap//w*w, self.modes.every(self.last*w, cap)
+        if self.modes.W is self.W and (cap, every) == (0 if self.kept is None else self.kept.shape[1], self.every if cap else every): return
+        self.every = every
         self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self.most = {}; self._fresh()
         if W is not None: # rows, as many as the kernels take at once, in single precision: a direction need not be conjugate to the last bit
             rows = lambda t: torch.nn.functional.pad(t.mT.float(), (0, self.G*self.per*self.size - self.m, 0, -t.shape[1] % max(32, 4096//self.size))).contiguous()
@@ -432,15 +434,15 @@ class DeviceCG:
     def _product(self): self.prod(self.p, self.u, self.q, self.null, self.dots, self.gate)
     def _grid(self): return (self.G, self.B), dict(BLOCK=self.size, CHAIN=self.chain)
     def _slow(self): return (self.rows, self.A_rows, self.c, self.share, len(self.rows)) if self.W is not None else (*[self.r]*4, 0)
-    def _keep(self, first): return (*self.kept, self.kept.shape[1]) if self.kept is not None and not first else (self.r, self.r, 0)
+    def _keep(self, first): return (*self.kept, self.kept.shape[1], self.every) if self.kept is not None and not first else (self.r, self.r, 0, 1)
     def _begin(self):
         if self.W is not None: self._move(1, True)
         self._turn(1)
     def _move(self, slot, first=False):
         "A step along p."
-        (_, AW, c, _, KM), (kp, kq, cap), (grid, shape) = self._slow(), self._keep(first), self._grid(); dots, rp = self.first if first else (self.dots, self.rp)
+        (_, AW, c, _, KM), (kp, kq, *room), (grid, shape) = self._slow(), self._keep(first), self._grid(); dots, rp = self.first if first else (self.dots, self.rp)
         launch(residual_kernel, grid, self.x, self.r, self.p, self.q, self.null, self.U, self.u, dots, rp, self.rr, self.table, AW, c, kp, kq,
-               self.n, self.m, self.per, dots.shape[1], slot, self.B, cap, NULL=self.balanced, KM=KM, KEEP=cap > 0, **shape)
+               self.n, self.m, self.per, dots.shape[1], slot, self.B, *room, NULL=self.balanced, KM=KM, KEEP=room[0] > 0, **shape)
     def _turn(self, slot):
         "A new p, and the account."
         (W, _, _, share, KM), w, (grid, shape) = self._slow(), self.prod, self._grid()
@@ -497,7 +499,8 @@ class DeviceCG:
         n, good = int(table[:, STEPS].max()) if len(table) else 0, bool((table[:, STATE] == 1).all())
         if self.W is not None and not good and max_iter > n and torch.isfinite(table[:, SIZE]).all(): # what was learnt did harm: forget it
             self.modes.forget(); return self(rhs, tol, max_iter)
-        if self.kept is not None: w = min(self.k, WIDTH); self.modes.keep(*self.kept[:, :min(w*int(table[:w, STEPS].max()), self.kept.shape[1])].mT)
+        if self.kept is not None and n: w = min(self.k, WIDTH); self.modes.keep(*self.kept[:, :w*-(-int(table[:w, STEPS].max())//self.every)].mT)
+        if self.modes is not None and n: self.modes.judge(n)
         self.last, self.good = max(1, n), good; self.most[tol] = max(self.most.get(tol, 0), self.last)
         return self.x*self.norm, self.U*self.norm, account(table.tolist(), tol)
 
@@ -512,10 +515,10 @@ class BlockCG(DeviceCG):
         if self.W is None: self.pqu.zero_()
         self._move(1, True); self._turn(1)
     def _move(self, slot, first=False):
-        (_, AW, c, _, KM), (kp, kq, cap), (grid, shape) = self._slow(), self._keep(first), self._grid()
+        (_, AW, c, _, KM), (kp, kq, *room), (grid, shape) = self._slow(), self._keep(first), self._grid()
         if first: self.small.copy_(self.first)
         else: block_dots(self.p, self.q, self.null, self.dots, self.turns, self.small, self.table, slot); launch(step_kernel, (self.groups, self.B), self.dots, self.table, self.small, self.k, self.prod.P, slot, self.B*self.k, CHAIN=self.chain)
-        launch(block_residual_kernel, grid, self.r, self.p, self.q, self.null, self.small, self.grams, self.table, AW, c, kp, kq, self.m, self.k, self.per, slot, self.B*self.k, cap, NULL=self.balanced, KM=KM, KEEP=cap > 0, **shape)
+        launch(block_residual_kernel, grid, self.r, self.p, self.q, self.null, self.small, self.grams, self.table, AW, c, kp, kq, self.m, self.k, self.per, slot, self.B*self.k, *room, NULL=self.balanced, KM=KM, KEEP=room[0] > 0, **shape)
     def _turn(self, slot):
         (W, _, c, share, KM), w, (grid, shape), k = self._slow(), self.prod, self._grid(), self.k
         shares = -(-KM*k//256)
