@@ -182,15 +182,14 @@ ALPHA, MOVE, INVERSE, BETA, SHARE, TURN = range(6)   # small matrices of a block
 _SMALL = 6*WIDTH*WIDTH + WIDTH
 
 @triton.jit
-def eliminated(G, T, times, JORDAN: tl.constexpr):
-    "Elimination on [G | T], G symmetric 16 x 16 with ones on its diagonal: what is left of both, and the pivots, zero for those that are nothing but rounding. JORDAN: above the diagonal too; times: one, or none where nothing is asked."
+def eliminated(G, T, rows, JORDAN: tl.constexpr):
+    "Elimination on [G | T], G symmetric 16 x 16 with ones on its diagonal: what is left of both, and the pivots, zero for those that are nothing but rounding. JORDAN: above the diagonal too; rows: sixteen, or none where nothing is asked."
     i = tl.arange(0, 16); D = tl.zeros([16], tl.float64)
-    for _ in range(times):
-        for j in tl.static_range(16): # unrolled: a fiftieth of the whole solve
-            here = i == j; row = tl.sum(tl.where(here[:, None], G, 0.0), 0); column = tl.sum(tl.where(here[None, :], G, 0.0), 1); last = tl.sum(tl.where(here[:, None], T, 0.0), 0)
-            pivot = tl.sum(tl.where(here, row, 0.0)[:, None], 0); some = pivot > 1e-15; D = tl.where(here & some, pivot, D)
-            others = i != j if JORDAN else i > j; f = tl.where(others & some, column/tl.where(some, pivot, 1.0), 0.0)
-            G -= f[:, None]*row[None, :]; T -= f[:, None]*last[None, :]
+    for j in range(rows): # unrolled it is a fiftieth of a solve faster, and takes ten seconds longer to compile
+        here = i == j; row = tl.sum(tl.where(here[:, None], G, 0.0), 0); column = tl.sum(tl.where(here[None, :], G, 0.0), 1); last = tl.sum(tl.where(here[:, None], T, 0.0), 0)
+        pivot = tl.sum(tl.where(here, row, 0.0)[:, None], 0); some = pivot > 1e-15; D = tl.where(here & some, pivot, D)
+        others = i != j if JORDAN else i > j; f = tl.where(others & some, column/tl.where(some, pivot, 1.0), 0.0)
+        G -= f[:, None]*row[None, :]; T -= f[:, None]*last[None, :]
     return G, T, D
 
 @triton.jit
@@ -242,7 +241,7 @@ def step_kernel(dots_ptr, table_ptr, small_ptr, k, P, slot, systems, CHAIN: tl.c
     for s in range(0, P, 128):
         part = s + tl.arange(0, 128); off += tl.sum(tl.load(dots + part[:, None]*272 + 256 + i[None, :], mask=(part < P)[:, None], other=0.0), 0)
     A = gram(dots, P, 272); scale = rooted(diagonal(A))[:, None]
-    _, T, D = eliminated(A*scale*tl.trans(scale), H*scale, tl.where(some, 1, 0), True)
+    _, T, D = eliminated(A*scale*tl.trans(scale), H*scale, tl.where(some, 16, 0), True)
     alpha = T*(scale*tl.where(D > 0, 1/tl.where(D > 0, D, 1.0), 0.0)[:, None]); move = tl.dot(alpha, C, out_dtype=tl.float64)
     tl.store(small + cell, alpha); tl.store(small + 256 + cell, tl.where(going[None, :], move, 0.0)); tl.store(small + 1536 + i, off)
 
@@ -282,7 +281,7 @@ def turn_kernel(gram_ptr, table_ptr, small_ptr, part_ptr, out_ptr, x_ptr, p_ptr,
         first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf"); C = tl.where(first, tl.where(cc[:, None] == cc[None, :], 1.0, 0.0), tl.load(small + 1024 + cell)).to(tl.float64)
         A = gram(gram_ptr + at*G*256, tl.where(some, G, 0), 256); square = diagonal(A); scale = rooted(square)[None, :]; one = tl.where(cc[:, None] == cc[None, :], 1.0, 0.0).to(tl.float64)
         tl.store(small + cell, A*scale*tl.trans(scale)); tl.debug_barrier()      # through memory, which spreads it over the threads
-        U, T, D = eliminated(tl.load(small + cell), one, tl.where(some, 1, 0), False); root = rooted(D)[:, None]
+        U, T, D = eliminated(tl.load(small + cell), one, tl.where(some, 16, 0), False); root = rooted(D)[:, None]
         S = tl.where(cc[:, None] <= cc[None, :], U*root*(square[None, :]*scale), 0.0); C = tl.dot(S, C, out_dtype=tl.float64)
         tl.store(small + 512 + cell, tl.trans(T*root*scale)); tl.store(small + 768 + cell, tl.where(first, 0.0, S)); tl.store(small + 1024 + cell, C)
         verdict(t, table_ptr + ((1 - slot)*systems + b*k + c)*8, gate_ptr, tl.sum(C*C, 0), patience, has)
