@@ -72,7 +72,7 @@ def relative(got, want) -> float:
     return ((got - want).norm()/want.norm()).item()
 
 def direction(x, row, seed:int=7) -> torch.Tensor: # (n, d), or (k, n, d) if the row asks for k
-    "A standard normal direction, scaled by the row's `size`; drawn where x is, so that a GPU does not fall asleep between two calls."
+    "A standard normal direction, scaled by the row's `size`; drawn where x is."
     shape = (*([row["k"]] if "k" in row else []), *x.shape)
     return (row.get("size", 1.)*torch.randn(*shape, generator=torch.Generator(x.device).manual_seed(seed), device=x.device)).to(x)
 
