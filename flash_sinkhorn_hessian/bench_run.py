@@ -17,6 +17,7 @@ import platform
 import re
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -110,7 +111,7 @@ def release(row:dict):
 # %% ../nbs/31_bench_run.ipynb #cf844afd
 class Worker:
     "A process that runs the rows of one peer."
-    START = 60        # seconds that it may take to be ready
+    START, STARTING = 60, threading.Lock()   # seconds that it may take to be ready
     def __init__(self, peer:str="ours", empty_cache:bool=False, threads:int=None):
         self.dir = tempfile.TemporaryDirectory(prefix="bench"); self.log = os.path.join(self.dir.name, "log"); self.fresh, self.said = True, 0
         env = dict(XLA_PYTHON_CLIENT_PREALLOCATE="false", TF_CPP_MIN_LOG_LEVEL="3")
@@ -119,9 +120,11 @@ class Worker:
         if threads == 1: env["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         context = multiprocessing.get_context("spawn"); self.conn, child = context.Pipe()
         from flash_sinkhorn_hessian.bench_run import serve # not from a notebook's __main__: a worker imports this module by its name
-        self.process = context.Process(target=serve, args=(child, self.log, list(sys.path), peer), daemon=True); old = dict(os.environ)
-        try: os.environ.update(env); self.process.start()    # thread pools and caches read these when their library is imported
-        finally: os.environ.clear(); os.environ.update(old); child.close()
+        self.process = context.Process(target=serve, args=(child, self.log, list(sys.path), peer), daemon=True)
+        with Worker.STARTING: # thread pools and caches read these when their library is imported; one start at a time, for all threads share an environment
+            old = dict(os.environ)
+            try: os.environ.update(env); self.process.start()
+            finally: os.environ.clear(); os.environ.update(old); child.close()
     def ask(self, row:dict, timeout:float) -> dict:
         "Send a row, wait for its answer."
         try:
