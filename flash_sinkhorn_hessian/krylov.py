@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'WIDTH', 'PART', 'ROOM', 'cells', 'total',
            'dots_kernel', 'start_kernel', 'residual_kernel', 'alone', 'verdict', 'direction_kernel', 'total_kernel',
-           'eliminated', 'rooted', 'diagonal', 'unfinished', 'gram', 'gram_kernel', 'step_kernel',
-           'block_residual_kernel', 'turn_kernel', 'block_direction_kernel', 'SparseProducts', 'StreamedProducts',
-           'slices', 'block_dots', 'WideProducts', 'account', 'DeviceCG', 'BlockCG', 'schur_cg', 'remembered',
-           'Replayed', 'recorded', 'WholeProduct', 'whole_product']
+           'eliminated', 'rooted', 'unfinished', 'square', 'images', 'gram_kernel', 'fold_kernel', 'factor_kernel',
+           'turn_kernel', 'SparseProducts', 'StreamedProducts', 'slices', 'WideProducts', 'account', 'DeviceCG',
+           'BlockCG', 'schur_cg', 'remembered', 'Replayed', 'recorded', 'WholeProduct', 'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -177,18 +176,21 @@ def total_kernel(part_ptr, w_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, n, 
     if not SUB: tl.store(next_ptr + at, (out*w).to(F), mask=live)
 
 # %% ../nbs/16_krylov.ipynb #b10c0002
-WIDTH = 16                       # columns of a block
-_SMALL = 6*WIDTH*WIDTH + WIDTH   # numbers of a block, six matrices: at 0 alpha, at 256 alpha C, at 512 1/S, at 768 S (zero before the first step), at 1024 C, at 1280 P^T Q; at 1536 the products with e
+WIDTH = 16                    # columns of a block
+_SUMS = 5*WIDTH**2 + 2*WIDTH  # of a block: P^T Q, (AP)^T Q, Q^T Q, P^T AP, (AP)^T AP, e^T AP, and sixteen that are nothing; then (AW)^T Q and (AW)^T AP
+_SMALL = 6*WIDTH**2           # of a block: alpha, alpha C, 1/S, how P turns, C before and after, which change places with every step; then (AW)^T (Q - AP alpha)
 
 @triton.jit
-def eliminated(G, T, rows, JORDAN: tl.constexpr):
-    "Elimination on [G | T], G symmetric 16 x 16 with ones on its diagonal: what is left of both, and the pivots, zero for those that are nothing but rounding. JORDAN: above the diagonal too; rows: sixteen, or none where nothing is asked."
+def eliminated(G, T, rows):
+    "Elimination below the diagonal of [G | T], G symmetric 16 x 16 with ones on its diagonal, two rows at a time: what is left of both, and the pivots, zero for those that are nothing but rounding; rows: sixteen, or none where nothing is asked."
     i = tl.arange(0, 16); D = tl.zeros([16], tl.float64)
-    for j in range(rows): # unrolled it is a fiftieth of a solve faster, and takes ten seconds longer to compile
-        here = i == j; row = tl.sum(tl.where(here[:, None], G, 0.0), 0); column = tl.sum(tl.where(here[None, :], G, 0.0), 1); last = tl.sum(tl.where(here[:, None], T, 0.0), 0)
-        pivot = tl.sum(tl.where(here, row, 0.0)[:, None], 0); some = pivot > 1e-15; D = tl.where(here & some, pivot, D)
-        others = i != j if JORDAN else i > j; f = tl.where(others & some, column/tl.where(some, pivot, 1.0), 0.0)
-        G -= f[:, None]*row[None, :]; T -= f[:, None]*last[None, :]
+    for h in range(rows//2):
+        one = i == 2*h; two = i == 2*h + 1; one_ = one[:, None]; two_ = two[:, None]
+        a = tl.sum(tl.where(one_, G, 0.0), 0); b = tl.sum(tl.where(two_, G, 0.0), 0); c = tl.sum(tl.where(one[None, :], G, 0.0), 1); d = tl.sum(tl.where(two[None, :], G, 0.0), 1); s = tl.sum(tl.where(one_, T, 0.0), 0); t = tl.sum(tl.where(two_, T, 0.0), 0)
+        first = tl.sum(tl.where(one, a, 0.0)[:, None], 0); across = tl.sum(tl.where(two, a, 0.0)[:, None], 0); second = tl.sum(tl.where(two, b, 0.0)[:, None], 0)
+        over = tl.where(first > 1e-15, 1/tl.where(first > 1e-15, first, 1.0), 0.0); f = across*over; b -= f*a; d -= f*c; t -= f*s; second -= f*across; under = tl.where(second > 1e-15, 1/tl.where(second > 1e-15, second, 1.0), 0.0)
+        D = tl.where(one & (over > 0), first, tl.where(two & (under > 0), second, D)); c = tl.where(i > 2*h, c*over, 0.0)[:, None]; d = tl.where(i > 2*h + 1, d*under, 0.0)[:, None]
+        G -= c*a[None, :] + d*b[None, :]; T -= c*s[None, :] + d*t[None, :]
     return G, T, D
 
 @triton.jit
@@ -197,129 +199,102 @@ def rooted(square):
     return tl.where(square > 0, 1/tl.sqrt(tl.where(square > 0, square, 1.0)), 0.0)
 
 @triton.jit
-def diagonal(G):
-    "(16,) of a matrix"
-    i = tl.arange(0, 16); return tl.sum(tl.where(i[:, None] == i[None, :], G, 0.0), 0)
-
-@triton.jit
 def unfinished(t, has):
     "Does a column of the block still move?"
     return tl.max((tl.load(t + 5, mask=has, other=1.0) == 0).to(tl.int32), 0) > 0
 
 @triton.jit
-def gram(ptr, P, step):
-    "Sum of P matrices, 16 x 16 and `step` apart, made symmetric."
-    acc = tl.zeros([256], tl.float64); at = tl.arange(0, 256)
-    for s in range(0, P, 32):
-        part = s + tl.arange(0, 32)
-        acc += tl.sum(tl.load(ptr + (part*step)[:, None] + at[None, :], mask=(part < P)[:, None], other=0.0), 0)
-    G = tl.reshape(acc, [16, 16]); return (G + tl.trans(G))/2
+def square(ptr, at, i):
+    "One of the matrices of a block, (16, 16)"
+    return tl.load(ptr + at*256 + i[:, None]*16 + i[None, :])
+
+@triton.jit
+def images(sums, i, alpha):
+    "(AP)^T Q and (AP)^T (Q - AP alpha), where AP loses its null component."
+    off = tl.load(sums + 1280 + i); F = square(sums, 1, i)
+    return F, F - tl.dot(square(sums, 4, i) - off[:, None]*off[None, :], alpha, out_dtype=tl.float64)
 
 @triton.jit(do_not_specialize=_INTS)
-def gram_kernel(p_ptr, q_ptr, e_ptr, dots_ptr, turn_ptr, small_ptr, table_ptr, m, k, per, P, G, slot, systems, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
-    "Partial products of sixteen columns of q with those of p, and with e; sixteen more programs add the parts of P^T Q, a row each."
+def gram_kernel(all_ptr, e_ptr, aw_ptr, part_ptr, table_ptr, n, m, k, per, slot, systems, KM: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, NS: tl.constexpr, CHAIN: tl.constexpr):
+    "Partial products of sixteen columns of P, AP and Q, which stand behind each other with u between, with Q and with AP; of AP with e; and of A times the slow modes with Q and with AP."
     in_turn(CHAIN)
-    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; wide = 16 if FULL else k; at = b*tl.num_programs(2) + tl.program_id(2); some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has)
-    if g < P:
-        dot = tl.zeros([16, 16], tl.float64); dot_e = tl.zeros([16], tl.float64)
-        for h in range(tl.where(some, per, 0)):
-            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]
-            q = tl.load(q_ptr + i, mask=live, other=0.0); p = tl.load(p_ptr + i, mask=live, other=0.0)
-            dot += tl.dot(tl.trans(p), q, out_dtype=tl.float64); dot_e += tl.sum(q*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None], 0)
-        out = dots_ptr + (at*P + g)*272
-        tl.store(out + cc[:, None]*16 + cc[None, :], dot); tl.store(out + 256 + cc, dot_e)
-    else:
-        row = (g - P)*16 + cc; part = tl.arange(0, 256)
-        tl.store(small_ptr + at*1552 + 1280 + row, tl.sum(tl.load(turn_ptr + (at*G + part)[:, None]*256 + row[None, :], mask=((part < G) & some)[:, None], other=0.0), 0))
-
-@triton.jit(do_not_specialize=_INTS)
-def step_kernel(dots_ptr, table_ptr, small_ptr, k, P, slot, systems, CHAIN: tl.constexpr):
-    "Steps of a block, `alpha`, and `alpha C` for the columns that still move."
-    in_turn(CHAIN)
-    group = tl.program_id(0); b = tl.program_id(1).to(tl.int64); at = b*tl.num_programs(0) + group; i = tl.arange(0, 16); cell = i[:, None]*16 + i[None, :]; c = group*16 + i; small = small_ptr + at*1552; dots = dots_ptr + at*P*272
-    t = table_ptr + (slot*systems + b*k + c)*8; going = tl.load(t + 5, mask=c < k, other=1.0) == 0; some = unfinished(t, c < k); P = tl.where(some, P, 0); C = tl.load(small + 1024 + cell); H = tl.load(small + 1280 + cell); off = tl.zeros([16], tl.float64)
-    for s in range(0, P, 128):
-        part = s + tl.arange(0, 128); off += tl.sum(tl.load(dots + part[:, None]*272 + 256 + i[None, :], mask=(part < P)[:, None], other=0.0), 0)
-    A = gram(dots, P, 272); scale = rooted(diagonal(A))[:, None]
-    _, T, D = eliminated(A*scale*tl.trans(scale), H*scale, tl.where(some, 16, 0), True)
-    alpha = T*(scale*tl.where(D > 0, 1/tl.where(D > 0, D, 1.0), 0.0)[:, None]); move = tl.dot(alpha, C, out_dtype=tl.float64)
-    tl.store(small + cell, alpha); tl.store(small + 256 + cell, tl.where(going[None, :], move, 0.0)); tl.store(small + 1536 + i, off)
-
-@triton.jit(do_not_specialize=_INTS)
-def block_residual_kernel(r_ptr, p_ptr, q_ptr, e_ptr, small_ptr, gram_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, m, k, per, slot, systems, cap, every,
-                          NULL: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
-    "The residual of a block after a step, as it is, with partial products of its columns; KM and KEEP as in `residual_kernel`."
-    in_turn(CHAIN)
-    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0); wide = 16 if FULL else k
-    at = b*tl.num_programs(2) + tl.program_id(2); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has)
-    alpha = tl.load(small_ptr + at*1552 + cc[:, None]*16 + cc[None, :]); off = tl.load(small_ptr + at*1552 + 1536 + cc)
-    acc = tl.zeros([16, 16], tl.float64); kk = tl.arange(0, 4096//BLOCK); width = tl.minimum(k, 16); step = tl.max(tl.load(t + 4, mask=has, other=-1.0), 0).to(tl.int64); row = tl.where(step % every == 0, step//every*width, cap) + cc
-    for h in range(tl.where(some, per, 0)):
-        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); inside = j < m; i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(inside, has, FULL)
-        q = tl.load(q_ptr + i, mask=live, other=0.0); r = tl.load(r_ptr + i, mask=live, other=0.0)
-        if NULL: q -= off[None, :]*tl.load(e_ptr + b*m + j, mask=inside, other=0.0)[:, None]
-        r -= tl.dot(q, alpha, out_dtype=tl.float64); acc += tl.dot(tl.trans(r), r, out_dtype=tl.float64); tl.store(r_ptr + i, r, mask=live)
-        if KEEP:
-            keep = row[None, :]*m + j[:, None]; ok = inside[:, None] & (has & (row < cap))[None, :] & (at == 0)
-            tl.store(kp_ptr + keep, tl.load(p_ptr + i, mask=live, other=0.0), mask=ok); tl.store(kq_ptr + keep, q, mask=ok)
+    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0); wide = 16 if FULL else k; rows = systems.to(tl.int64); kk = tl.arange(0, 64)
+    at = (b*tl.num_programs(2) + tl.program_id(2))*G + g; some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has); out = part_ptr + at*(1312 + 32*KM)
+    q_at = (m + m % 2)*rows; r_at = (2*(m + m % 2) + n + n % 2)*rows; which = kk//16; of = tl.program_id(2)*16 + kk % 16; place = tl.where(which == 0, 0, tl.where(which == 1, q_at, r_at)) + of; there = (of < k) & (which < 3)
+    with_r = tl.zeros([64, 16], tl.float64); with_q = tl.zeros([64, 16], tl.float64); off = tl.zeros([16], tl.float64)
+    for h in tl.range(0, tl.where(some, per, 0), num_stages=NS):
+        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide; q = tl.load(all_ptr + q_at + i + c[None, :], mask=live, other=0.0); r = tl.load(all_ptr + r_at + i + c[None, :], mask=live, other=0.0)
+        across = tl.trans(tl.load(all_ptr + i + place[None, :], mask=(j < m)[:, None] & there[None, :], other=0.0))
+        with_r += tl.dot(across, r, out_dtype=tl.float64); with_q += tl.dot(across, q, out_dtype=tl.float64); off += tl.sum(q*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None], 0)
         if KM > 0:
-            low = r.to(tl.float32)
-            for k0 in tl.static_range(0, KM, 4096//BLOCK):
-                aw = tl.load(aw_ptr + ((k0 + kk).to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :])
-                part = tl.dot(aw, low, input_precision="tf32x3"); c_at = c_ptr + ((b*G + g)*KM + k0 + kk)[:, None]*wide + c[None, :]; there = cells(kk < KM, has, FULL)
-                if h > 0: part += tl.load(c_at, mask=there, other=0.0)
-                tl.store(c_at, part, mask=there)
-    tl.store(gram_ptr + (at*G + g)*256 + cc[:, None]*16 + cc[None, :], acc)
+            low_r = r.to(tl.float32); low_q = q.to(tl.float32)
+            for k0 in tl.static_range(0, KM, 64):
+                aw = tl.load(aw_ptr + ((k0 + kk).to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :]); of_r = tl.dot(aw, low_r, input_precision="tf32x3").to(tl.float64); of_q = tl.dot(aw, low_q, input_precision="tf32x3").to(tl.float64)
+                share = out + 1312 + (k0 + kk)[:, None]*16 + cc[None, :]
+                if h > 0: of_r += tl.load(share); of_q += tl.load(share + KM*16)
+                tl.store(share, of_r); tl.store(share + KM*16, of_q)
+    cell = kk[:, None]*16 + cc[None, :]; tl.store(out + cell, with_r, mask=(kk < 48)[:, None]); tl.store(out + 768 + cell, with_q, mask=(kk < 32)[:, None]); tl.store(out + 1280 + cc, off); tl.store(out + 1296 + cc, 0*off)
 
 @triton.jit(do_not_specialize=_INTS)
-def turn_kernel(gram_ptr, table_ptr, small_ptr, part_ptr, out_ptr, x_ptr, p_ptr, U_ptr, u_ptr, gate_ptr, n, m, k, G, groups, per, slot, systems, patience, KM: tl.constexpr, SHARES: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
-    "Factor the new residuals of a block, update C and keep its account. Meanwhile other programs add the parts of their products with the slow modes, and the rest move the solution along p and its image along u."
+def fold_kernel(part_ptr, sums_ptr, G, SIZE: tl.constexpr, PARTS: tl.constexpr, CHAIN: tl.constexpr):
+    "Add G parts of SIZE numbers, at most PARTS of them, 32 numbers a program."
     in_turn(CHAIN)
-    pid = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); cell = cc[:, None]*16 + cc[None, :]; wide = 16 if FULL else k
-    if pid < groups:
-        at = b*groups + pid; small = small_ptr + at*1552; c = pid*16 + cc; has = c < k; t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has)
-        first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf"); C = tl.where(first, tl.where(cc[:, None] == cc[None, :], 1.0, 0.0), tl.load(small + 1024 + cell)).to(tl.float64)
-        A = gram(gram_ptr + at*G*256, tl.where(some, G, 0), 256); square = diagonal(A); scale = rooted(square)[None, :]; one = tl.where(cc[:, None] == cc[None, :], 1.0, 0.0).to(tl.float64)
-        tl.store(small + cell, A*scale*tl.trans(scale)); tl.debug_barrier()      # through memory, which spreads it over the threads
-        U, T, D = eliminated(tl.load(small + cell), one, tl.where(some, 16, 0), False); root = rooted(D)[:, None]
-        S = tl.where(cc[:, None] <= cc[None, :], U*root*(square[None, :]*scale), 0.0); C = tl.dot(S, C, out_dtype=tl.float64)
-        tl.store(small + 512 + cell, tl.trans(T*root*scale)); tl.store(small + 768 + cell, tl.where(first, 0.0, S)); tl.store(small + 1024 + cell, C)
-        verdict(t, table_ptr + ((1 - slot)*systems + b*k + c)*8, gate_ptr, tl.sum(C*C, 0), patience, has)
-    elif pid < groups + SHARES:
-        entry = (pid - groups)*256 + tl.arange(0, 256); size = KM*k; acc = tl.zeros([256], tl.float32)
-        for g in range(0, G, 32):
-            part = g + tl.arange(0, 32)
-            acc += tl.sum(tl.load(part_ptr + ((b*G + part)*size)[:, None] + entry[None, :], mask=(part < G)[:, None] & (entry < size)[None, :], other=0.0), 0).to(tl.float32)
-        tl.store(out_ptr + b*size + entry, acc, mask=entry < size)
-    else:
-        group = (pid - groups - SHARES) % groups; g = (pid - groups - SHARES) // groups; c = group*16 + cc; has = c < k
-        some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has); move = tl.load(small_ptr + (b*groups + group)*1552 + 256 + cell)
-        for h in range(tl.where(some, per, 0)):
-            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(j < m, has, FULL); o = (b*n + j)[:, None]*wide + c[None, :]; below = cells(j < n, has, FULL)
-            tl.store(x_ptr + i, tl.load(x_ptr + i, mask=live, other=0.0) + tl.dot(tl.load(p_ptr + i, mask=live, other=0.0), move, out_dtype=tl.float64), mask=live)
-            tl.store(U_ptr + o, tl.load(U_ptr + o, mask=below, other=0.0) + tl.dot(tl.load(u_ptr + o, mask=below, other=0.0), move, out_dtype=tl.float64), mask=below)
+    entry = tl.program_id(0)*32 + tl.arange(0, 32); at = tl.program_id(1).to(tl.int64); acc = tl.zeros([64, 32], tl.float64)
+    for s in tl.static_range(0, PARTS, 64): # all on their way at once
+        part = s + tl.arange(0, 64); acc += tl.load(part_ptr + ((at*G + part)*SIZE)[:, None] + entry[None, :], mask=(part < G)[:, None], other=0.0)
+    tl.store(sums_ptr + at*SIZE + entry, tl.sum(acc, 0))
 
 @triton.jit(do_not_specialize=_INTS)
-def block_direction_kernel(r_ptr, p_ptr, mode_ptr, c_ptr, w_ptr, next_ptr, small_ptr, turn_ptr, table_ptr, m, k, stride, per, slot, systems,
-                           F: tl.constexpr, W: tl.constexpr, KM: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
-    "`direction_kernel` for a block: the residual becomes orthonormal, and p turns; partial products of the two."
+def factor_kernel(sums_ptr, small_ptr, table_ptr, k, slot, systems, KM: tl.constexpr, CHAIN: tl.constexpr):
+    "Two programs a block: one inverts P^T AP, for the steps and how P turns, the other factors Q^T Q."
+    in_turn(CHAIN)
+    group = tl.program_id(0)//2; groups = tl.num_programs(0)//2; b = tl.program_id(1).to(tl.int64); at = b*groups + group; i = tl.arange(0, 16); cell = i[:, None]*16 + i[None, :]; c = group*16 + i; has = c < k
+    sums = sums_ptr + at*(1312 + 32*KM); small = small_ptr + at*(1536 + 16*KM); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has); first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf")
+    eye = tl.where(i[:, None] == i[None, :], 1.0, 0.0).to(tl.float64); C = tl.where(first, eye, square(small, 4 + slot, i)); which = tl.where(tl.program_id(0) % 2 == 0, 3, 2)
+    A = (square(sums, which, i) + tl.load(sums + which*256 + i[None, :]*16 + i[:, None]))/2; size = tl.load(sums + which*256 + i*17); scale = rooted(size)
+    U, T, D = eliminated(A*scale[:, None]*scale[None, :], eye, tl.where(some, 16, 0))
+    if which == 3:
+        T = T*scale[None, :]; inverse = tl.dot(tl.trans(T), T*tl.where(D > 0, 1/tl.where(D > 0, D, 1.0), 0.0)[:, None], out_dtype=tl.float64); alpha = tl.where(first, eye, tl.dot(inverse, square(sums, 0, i), out_dtype=tl.float64)); _, left = images(sums, i, alpha)
+        going = tl.load(t + 5, mask=has, other=1.0) == 0
+        tl.store(small + cell, alpha); tl.store(small + 256 + cell, tl.where(going[None, :], tl.dot(alpha, C, out_dtype=tl.float64), 0.0)); tl.store(small + 768 + cell, tl.where(first, 0.0, -tl.dot(inverse, left, out_dtype=tl.float64)))
+        for k0 in tl.static_range(0, KM, 64):
+            share = (k0 + tl.arange(0, 64))[:, None]*16 + i[None, :]; tl.store(small + 1536 + share, tl.load(sums + 1312 + share) - tl.dot(tl.load(sums + 1312 + KM*16 + share), alpha, out_dtype=tl.float64))
+    else:
+        root = rooted(D)[:, None]; S = tl.where(i[:, None] <= i[None, :], U*root*(size*scale)[None, :], 0.0)
+        tl.store(small + 512 + cell, tl.trans(T*root*scale[None, :])); tl.store(small + (5 - slot)*256 + cell, tl.dot(S, C, out_dtype=tl.float64))
+
+@triton.jit(do_not_specialize=_INTS)
+def turn_kernel(r_ptr, p_ptr, q_ptr, e_ptr, x_ptr, U_ptr, u_ptr, w_ptr, next_ptr, mode_ptr, sums_ptr, small_ptr, table_ptr, gate_ptr, kp_ptr, kq_ptr, n, m, k, stride, patience, per, slot, systems, cap, every,
+                NULL: tl.constexpr, F: tl.constexpr, W: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, NS: tl.constexpr, CHAIN: tl.constexpr):
+    "Solution, image, residual and p of a block move; `next` is p times the factors w, what the next product reads. KEEP: p and q of the first block are stored. One more program keeps the account."
     alone(CHAIN)
-    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0); wide = 16 if FULL else k
-    at = b*tl.num_programs(2) + tl.program_id(2); some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has)
-    cell = small_ptr + at*1552 + cc[:, None]*16 + cc[None, :]; inverse = tl.load(cell + 512); beta = tl.load(cell + 768); acc = tl.zeros([16, 16], tl.float64); kk = tl.arange(0, 4096//BLOCK)
-    for h in range(tl.where(some, per, 0)):
-        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]
-        r = tl.load(r_ptr + i, mask=live, other=0.0); old = tl.load(p_ptr + i, mask=live, other=0.0); factor = tl.load(w_ptr + b*stride + j, mask=j < m, other=0.0)[:, None]
-        q = tl.dot(r, inverse, out_dtype=tl.float64); p = q
-        if KM > 0:
-            fix = tl.zeros([BLOCK, 16], tl.float32)
-            for k0 in tl.static_range(0, KM, 4096//BLOCK):
-                mode = tl.load(mode_ptr + ((k0 + kk).to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :])
-                fix = tl.dot(tl.trans(mode), tl.load(c_ptr + (b*KM + k0 + kk)[:, None]*wide + c[None, :], mask=cells(kk < KM, has, FULL), other=0.0), fix, input_precision="tf32x3")
-            p -= tl.dot(fix.to(tl.float64), inverse, out_dtype=tl.float64)
-        p += tl.dot(old, tl.trans(beta), out_dtype=tl.float64); acc += tl.dot(tl.trans(p), q, out_dtype=tl.float64)
-        tl.store(r_ptr + i, q, mask=live); tl.store(p_ptr + i, p, mask=live); tl.store(next_ptr + (b*stride + j)[:, None]*wide + c[None, :], (p*factor).to(F), mask=live)
-    tl.store(turn_ptr + (at*G + g)*256 + cc[:, None]*16 + cc[None, :], acc)
+    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0) - 1; wide = 16 if FULL else k
+    at = b*tl.num_programs(2) + tl.program_id(2); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has); sums = sums_ptr + at*(1312 + 32*KM); small = small_ptr + at*(1536 + 16*KM); alpha = square(small, 0, cc)
+    if g < G:
+        move = square(small, 1, cc); inverse = square(small, 2, cc); turn = square(small, 3, cc); off = tl.load(sums + 1280 + cc)[None, :]; kk = tl.arange(0, 64)
+        step = tl.max(tl.load(t + 4, mask=has, other=-1.0), 0).to(tl.int64); row = tl.where(step % every == 0, step//every*tl.minimum(k, 16), cap) + cc
+        for h in tl.range(0, tl.where(some, per, 0), num_stages=NS):
+            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); inside = j < m; i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(inside, has, FULL); o = (b*n + j)[:, None]*wide + c[None, :]; below = cells(j < n, has, FULL)
+            q = tl.load(q_ptr + i, mask=live, other=0.0); r = tl.load(r_ptr + i, mask=live, other=0.0); p = tl.load(p_ptr + i, mask=live, other=0.0); x = tl.load(x_ptr + i, mask=live, other=0.0); factor = tl.load(w_ptr + b*stride + j, mask=inside, other=0.0)[:, None]
+            U = tl.load(U_ptr + o, mask=below, other=0.0); u = tl.load(u_ptr + o, mask=below, other=0.0)
+            if NULL: q -= off*tl.load(e_ptr + b*m + j, mask=inside, other=0.0)[:, None]
+            if KEEP:
+                keep = row[None, :]*m + j[:, None]; ok = inside[:, None] & (has & (row >= 0) & (row < cap))[None, :] & (at == 0)
+                tl.store(kp_ptr + keep, p, mask=ok); tl.store(kq_ptr + keep, q, mask=ok)
+            r -= tl.dot(q, alpha, out_dtype=tl.float64); old = p; p = r + tl.dot(old, turn, out_dtype=tl.float64)
+            if KM > 0:
+                fix = tl.zeros([BLOCK, 16], tl.float32)
+                for k0 in tl.static_range(0, KM, 64):
+                    mode = tl.load(mode_ptr + j.to(tl.int64)[:, None]*KM + k0 + kk[None, :])
+                    fix = tl.dot(mode, tl.load(small + 1536 + (k0 + kk)[:, None]*16 + cc[None, :]).to(tl.float32), fix, input_precision="tf32x3")
+                p -= fix.to(tl.float64)
+            r = tl.dot(r, inverse, out_dtype=tl.float64); p = tl.dot(p, inverse, out_dtype=tl.float64)
+            tl.store(next_ptr + (b*stride + j)[:, None]*wide + c[None, :], (p*factor).to(F), mask=live); tl.store(p_ptr + i, p, mask=live); tl.store(r_ptr + i, r, mask=live)
+            tl.store(x_ptr + i, x + tl.dot(old, move, out_dtype=tl.float64), mask=live); tl.store(U_ptr + o, U + tl.dot(u, move, out_dtype=tl.float64), mask=below)
+    else:
+        F_, left = images(sums, cc, alpha); C = tl.where(tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf"), tl.where(cc[:, None] == cc[None, :], 1.0, 0.0), square(small, 4 + slot, cc)).to(tl.float64)
+        rest = square(sums, 2, cc) - tl.dot(tl.trans(F_), alpha, out_dtype=tl.float64) - tl.dot(tl.trans(alpha), left, out_dtype=tl.float64); new = tl.sum(C*tl.dot(rest, C, out_dtype=tl.float64), 0)
+        verdict(t, table_ptr + ((1 - slot)*systems + b*k + c)*8, gate_ptr, tl.where(new < 0, 0.0, new), patience, has)
 
 # %% ../nbs/16_krylov.ipynb #8c98df94
 class SparseProducts:
@@ -330,7 +305,7 @@ class SparseProducts:
         self.r, self.c = (s.bias - g.u0).exp().reshape(-1).contiguous(), (s.T.bias - g.v0).exp().reshape(-1).contiguous()
         dev, F = self.r.device, torch.float64 if k == 1 else self.K.val.dtype
         self.next, self.mid = torch.empty(self.K.width, k, dtype=F, device=dev), torch.empty(self.K.rows, k, dtype=F, device=dev)
-        self.w, self.stride, self.k = self.c, s.p.b.shape[-1], k; self.P = self.KT.turns()[0] if k == 1 else slices(self.stride, k)[0]
+        self.w, self.stride, self.k = self.c, s.p.b.shape[-1], k; self.P = self.KT.turns()[0]
     def __call__(self, p, u, q, e, dots, gate):
         self.K.times(self.next, u, self.r, next=self.mid, gate=gate)
         if self.k == 1: self.KT.times(self.mid, q, self.c, p=p, e=e, dots=dots, gate=gate)
@@ -360,12 +335,7 @@ class StreamedProducts:
 # %% ../nbs/16_krylov.ipynb #db047e10
 def slices(m, k=1):
     "Programs that share the rows of a system of k columns, blocks of rows for each of them, and rows in a block."
-    size = 64 if k > 1 else 128 if m <= 1 << 14 else 256 if m <= 1 << 16 else 1024; per = (1 + (k > 1))*-(-m//(256*max(128, size))); return -(-m//(size*per)), per, size
-
-def block_dots(p, q, e, dots, turns, small, table, slot): # (B, m, k), (B, m, k), (B, m), (B, groups, programs, 17, 16), (B, groups, other programs, 16, 16), (B, groups, _SMALL)
-    "Partial products of the columns of q with those of p and with e; those of p with the residual are added."
-    B, m, k = p.shape; P, per, size = slices(m, k)
-    launch(gram_kernel, (P + WIDTH, B, -(-k//WIDTH)), p, q, e, dots, turns, small, table, m, k, per, P, turns.shape[2], slot, B*k, FULL=k == WIDTH, BLOCK=size, CHAIN=chained(q.device))
+    size = 64 if k > 1 else 128 if m <= 1 << 14 else 256 if m <= 1 << 16 else 1024; per = -(-m//(256*size)); return -(-m//(size*per)), per, size
 
 class WideProducts:
     "The same for several columns."
@@ -374,7 +344,7 @@ class WideProducts:
         self.g = s.p.geom; dev = s.root.device; B = max(1, math.prod(self.g.batch)); self.k = k
         self.u, self.v = s.bias.contiguous(), s.T.bias.contiguous()
         self.stride = s.p.b.shape[-1]; self.w = torch.ones(B, self.stride, dtype=torch.float64, device=dev)
-        self.next = torch.empty(B, self.stride, k, dtype=torch.float64, device=dev); self.P = slices(self.stride, k)[0]
+        self.next = torch.empty(B, self.stride, k, dtype=torch.float64, device=dev)
     def __call__(self, p, u, q, e, dots, gate):
         shape = lambda t: t.reshape(*self.g.batch, -1, self.k)
         u.copy_(_product(self.g, self.u, self.v, shape(self.next)).reshape(u.shape))
@@ -401,9 +371,9 @@ class DeviceCG:
         self.s, self.prod, self.k, self.B = weakref.proxy(s), kind(s, k), k, B       # the system holds this solver
         def new(*shape): # may be written to for ever
             with torch.inference_mode(False): return torch.zeros(*shape, dtype=torch.float64, device=dev)
-        h, l = self.m + self.m % 2, self.n + self.n % 2; self.pqu = new(2*h + l, B*k)                       # one array, as `SlowModes.stack` is
-        cut = lambda at, rows: self.pqu[at:].flatten()[:B*rows*k].view(B, rows, k); self.p, self.q, self.u = cut(0, self.m), cut(h, self.m), cut(2*h, self.n)
-        self.x, self.r, self.rhs, self.U, self.norm = *(new(B, self.m, k) for _ in range(3)), new(B, self.n, k), new(B, 1, k)
+        h, l = self.m + self.m % 2, self.n + self.n % 2; self.all = new(3*h + l, B*k); self.pqu = self.all[:2*h + l]                       # one array, as `SlowModes.stack` is, and r behind it
+        cut = lambda at, rows: self.all[at:].flatten()[:B*rows*k].view(B, rows, k); self.p, self.q, self.u, self.r = cut(0, self.m), cut(h, self.m), cut(2*h, self.n), cut(2*h + l, self.m)
+        self.x, self.rhs, self.U, self.norm = *(new(B, self.m, k) for _ in range(2)), new(B, self.n, k), new(B, 1, k)
         self.G, self.per, self.size = slices(max(self.n, self.m), k); self.gate = torch.zeros(1, dtype=torch.int32, device=dev)
         self.table, self.rr, self.parts = new(2, B*k, 8), new(B, self.G, k), new(B, self.G, 2, k)
         self._parts(new)
@@ -415,6 +385,7 @@ class DeviceCG:
     def _parts(self, new): # sums in parts; those of the start are of a step of length one along a direction in the span of the slow modes
         self.rp, self.dots, self.first = new(self.B, self.G), new(self.B, self.prod.P, 2), (new(self.B, 1, 2), new(self.B, self.G))
         for t in self.first: t[:, 0].view(self.B, -1)[:, 0] = 1
+    def _shares(self, KM): self.c = self.share = torch.zeros(self.B, self.G, KM, 1, device=self.x.device)   # products of the residual with A times the slow modes
     def _fresh(self): self.graph, self.starters, self.blocks = None, {}, 0          # nothing recorded
     def _adopt(self):
         "Take over what has been learnt, and room for the directions of this solve if there is more to learn."
@@ -426,13 +397,13 @@ class DeviceCG:
         self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self.most = {}; self._fresh()
         if W is not None: # rows, as many as the kernels take at once, in single precision: a direction need not be conjugate to the last bit
             rows = lambda t: torch.nn.functional.pad(t.mT.float(), (0, self.G*self.per*self.size - self.m, 0, -t.shape[1] % max(32, 4096//self.size))).contiguous()
-            self.rows, self.A_rows = rows(W), rows(self.modes.AW); self.c = torch.zeros(self.B, self.G, len(self.rows), self.k, device=W.device); self.share = self.c if self.k == 1 else torch.zeros_like(self.c[:, 0])
+            self.rows, self.A_rows = rows(W), rows(self.modes.AW); self._shares(len(self.rows))
     def _both(self, t): Nt = self.s.N(t); return self.s.T.project(t - self.s.T.N(Nt)), Nt
     def _step(self, slot):
         self._product(); self._move(slot); self._turn(slot)
     def _product(self): self.prod(self.p, self.u, self.q, self.null, self.dots, self.gate)
     def _grid(self): return (self.G, self.B), dict(BLOCK=self.size, CHAIN=self.chain)
-    def _slow(self): return (self.rows, self.A_rows, self.c, self.share, len(self.rows)) if self.W is not None else (*[self.r]*4, 0)
+    def _slow(self): return (self.rows, self.A_rows, self.c, self.share, len(self.A_rows)) if self.W is not None else (*[self.r]*4, 0)
     def _keep(self, first): return (*self.kept, self.kept.shape[1], self.every) if self.kept is not None and not first else (self.r, self.r, 0, 1)
     def _begin(self):
         if self.W is not None: self._move(1, True)
@@ -506,24 +477,23 @@ class DeviceCG:
 class BlockCG(DeviceCG):
     "The same for several columns, sixteen in a block."
     def _parts(self, new):
-        self.groups = -(-self.k//WIDTH); self.dots, self.turns, self.grams = (new(self.B, self.groups, P, rows, WIDTH) for P, rows in ((self.prod.P, WIDTH + 1), (self.G, WIDTH), (self.G, WIDTH)))
-        self.small, self.first = (new(self.B, self.groups, _SMALL) for _ in range(2)); self.first[..., :2*WIDTH**2] = torch.eye(WIDTH, dtype=torch.float64, device=self.first.device).flatten().repeat(2)
+        self.dots, self.groups = None, -(-self.k//WIDTH); self._shares(0)
+    def _shares(self, KM):
+        self.c, self.share, self.small = (torch.zeros(self.B, self.groups, *size, dtype=torch.float64, device=self.x.device) for size in ((self.G, _SUMS + 2*KM*WIDTH), (_SUMS + 2*KM*WIDTH,), (_SMALL + KM*WIDTH,)))
+        if KM: self.rows = self.rows.T.contiguous()
     def settled(self, tol): return tol >= 1e-7 and super().settled(tol)          # below, the true residual is asked for
-    def _grid(self): return (self.G, self.B, self.groups), dict(FULL=self.k == WIDTH, BLOCK=self.size, CHAIN=self.chain)
+    def _step(self, slot): self._product(); self._advance(slot)
     def _begin(self):
         if self.W is None: self.pqu.zero_()
-        self._move(1, True); self._turn(1)
-    def _move(self, slot, first=False):
-        (_, AW, c, _, KM), (kp, kq, *room), (grid, shape) = self._slow(), self._keep(first), self._grid()
-        if first: self.small.copy_(self.first)
-        else: block_dots(self.p, self.q, self.null, self.dots, self.turns, self.small, self.table, slot); launch(step_kernel, (self.groups, self.B), self.dots, self.table, self.small, self.k, self.prod.P, slot, self.B*self.k, CHAIN=self.chain)
-        launch(block_residual_kernel, grid, self.r, self.p, self.q, self.null, self.small, self.grams, self.table, AW, c, kp, kq, self.m, self.k, self.per, slot, self.B*self.k, *room, NULL=self.balanced, KM=KM, KEEP=room[0] > 0, **shape)
-    def _turn(self, slot):
-        (W, _, c, share, KM), w, (grid, shape), k = self._slow(), self.prod, self._grid(), self.k
-        shares = -(-KM*k//256)
-        launch(turn_kernel, (self.groups*(1 + self.G) + shares, self.B), self.grams, self.table, self.small, c, share, self.x, self.p, self.U, self.u, self.gate, self.n, self.m, k, self.G, self.groups, self.per, slot, self.B*k, 150, KM=KM, SHARES=shares, **shape)
-        launch(block_direction_kernel, grid, self.r, self.p, W, share, w.w, w.next, self.small, self.turns, self.table, self.m, k, w.stride, self.per, slot, self.B*k,
-               F=_F[w.next.dtype], W=_F[w.w.dtype], KM=KM, **shape)
+        self._advance(1, True)
+    def _advance(self, slot, first=False):
+        "A step along the columns of p, and new ones."
+        (W, AW, *_, KM), (kp, kq, *room), w, k, B = self._slow(), self._keep(first), self.prod, self.k, self.B; also, shape = (B, self.groups), dict(FULL=k == WIDTH, NS=1, CHAIN=self.chain); at = slot, B*k; SIZE = _SUMS + 2*KM*WIDTH
+        launch(gram_kernel, (self.G, *also), self.all, self.null, AW, self.c, self.table, self.n, self.m, k, 2*self.per, *at, KM=KM, BLOCK=self.size//2, **shape)
+        launch(fold_kernel, (SIZE//32, B*self.groups), self.c, self.share, self.G, SIZE=SIZE, PARTS=64 if INTERPRETED and self.G <= 64 else 256, CHAIN=self.chain)
+        launch(factor_kernel, (2*self.groups, B), self.share, self.small, self.table, k, *at, KM=KM, CHAIN=self.chain)
+        launch(turn_kernel, (self.G + 1, *also), self.r, self.p, self.q, self.null, self.x, self.U, self.u, w.w, w.next, W, self.share, self.small, self.table, self.gate, kp, kq,
+               self.n, self.m, k, w.stride, 150, self.per, *at, *room, NULL=self.balanced, F=_F[w.next.dtype], W=_F[w.w.dtype], KM=KM, KEEP=room[0] > 0, BLOCK=self.size, **shape)
     def __call__(self, rhs, tol, max_iter):
         x, U, info = super().__call__(rhs, tol, max_iter)
         if self.blind or tol >= 1e-7 or not info.converged: return x, U, info
