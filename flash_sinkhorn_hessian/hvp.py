@@ -116,7 +116,7 @@ class SlowModes:
         U = gram_inverse_root(Z.mT @ AZ, 1e-5); slow, C = torch.linalg.eigh(U.mT @ (Z.mT @ (Z @ U)))    # the inverses of the Ritz values
         if not (slow > 1.2).any(): return False
         W = Z @ (U @ C[:, slow > 1.2][:, -self.most:]); AW, NW = A(W)
-        V = gram_inverse_root(W.mT @ AW, 1e-2); self.put(W @ V, AW @ V, NW @ V)
+        V = gram_inverse_root(W.mT @ AW, 1e-2); V = V @ torch.linalg.eigh(V.mT @ (W.mT @ W) @ V)[1]; self.put(W @ V, AW @ V, NW @ V)    # the slowest last
         return True
     def put(self, W, AW, NW): # in one array, each part an even number of rows; D gives the share of each column in a right-hand side
         m, even = len(W), lambda t: torch.nn.functional.pad(t, (0, 0, 0, len(t) % 2))

@@ -182,7 +182,7 @@ _SMALL = 6*WIDTH**2           # of a block: alpha, alpha C, 1/S, how P turns, C 
 
 @triton.jit
 def eliminated(G, T, rows):
-    "Elimination below the diagonal of [G | T], G symmetric 16 x 16 with ones on its diagonal, two rows at a time: what is left of both, and the pivots, zero for those that are nothing but rounding; rows: sixteen, or none where nothing is asked."
+    "Elimination below the diagonal of [G | T], G symmetric 16 x 16 with ones on its diagonal, two rows at a time: what is left of both, and the pivots, zero for those that are nothing but rounding; rows: how many, and one more if they are odd."
     i = tl.arange(0, 16); D = tl.zeros([16], tl.float64)
     for h in range(rows//2):
         one = i == 2*h; two = i == 2*h + 1; one_ = one[:, None]; two_ = two[:, None]
@@ -215,34 +215,34 @@ def images(sums, i, alpha):
     return F, F - tl.dot(square(sums, 4, i) - off[:, None]*off[None, :], alpha, out_dtype=tl.float64)
 
 @triton.jit(do_not_specialize=_INTS)
-def gram_kernel(all_ptr, e_ptr, aw_ptr, part_ptr, table_ptr, n, m, k, per, slot, systems, KM: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, NS: tl.constexpr, CHAIN: tl.constexpr):
-    "Partial products of sixteen columns of P, AP and Q, which stand behind each other with u between, with Q and with AP; of AP with e; and of A times the slow modes with Q and with AP."
+def gram_kernel(all_ptr, e_ptr, aw_ptr, part_ptr, table_ptr, n, m, k, per, slot, systems, KM: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
+    "Partial products of sixteen columns of P, AP and Q, which stand behind each other with u between, with Q and with AP, and of AP with e; other programs: of A times sixty-four slow modes with Q and with AP."
     in_turn(CHAIN)
-    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0); wide = 16 if FULL else k; rows = systems.to(tl.int64); kk = tl.arange(0, 64)
-    at = (b*tl.num_programs(2) + tl.program_id(2))*G + g; some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has); out = part_ptr + at*(1312 + 32*KM)
+    g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0)//(1 + KM//64); wide = 16 if FULL else k; rows = systems.to(tl.int64); kk = tl.arange(0, 64); share = g // G; g = g % G
+    at = (b*tl.num_programs(2) + tl.program_id(2))*G + g; some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has); out = part_ptr + at*(1312 + 32*KM); cell = kk[:, None]*16 + cc[None, :]
     q_at = (m + m % 2)*rows; r_at = (2*(m + m % 2) + n + n % 2)*rows; which = kk//16; of = tl.program_id(2)*16 + kk % 16; place = tl.where(which == 0, 0, tl.where(which == 1, q_at, r_at)) + of; there = (of < k) & (which < 3)
-    with_r = tl.zeros([64, 16], tl.float64); with_q = tl.zeros([64, 16], tl.float64); off = tl.zeros([16], tl.float64)
-    for h in tl.range(0, tl.where(some, per, 0), num_stages=NS):
-        j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide; q = tl.load(all_ptr + q_at + i + c[None, :], mask=live, other=0.0); r = tl.load(all_ptr + r_at + i + c[None, :], mask=live, other=0.0)
-        across = tl.trans(tl.load(all_ptr + i + place[None, :], mask=(j < m)[:, None] & there[None, :], other=0.0))
-        with_r += tl.dot(across, r, out_dtype=tl.float64); with_q += tl.dot(across, q, out_dtype=tl.float64); off += tl.sum(q*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None], 0)
-        if KM > 0:
-            low_r = r.to(tl.float32); low_q = q.to(tl.float32)
-            for k0 in tl.static_range(0, KM, 64):
-                aw = tl.load(aw_ptr + ((k0 + kk).to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :]); of_r = tl.dot(aw, low_r, input_precision="tf32x3").to(tl.float64); of_q = tl.dot(aw, low_q, input_precision="tf32x3").to(tl.float64)
-                share = out + 1312 + (k0 + kk)[:, None]*16 + cc[None, :]
-                if h > 0: of_r += tl.load(share); of_q += tl.load(share + KM*16)
-                tl.store(share, of_r); tl.store(share + KM*16, of_q)
-    cell = kk[:, None]*16 + cc[None, :]; tl.store(out + cell, with_r, mask=(kk < 48)[:, None]); tl.store(out + 768 + cell, with_q, mask=(kk < 32)[:, None]); tl.store(out + 1280 + cc, off); tl.store(out + 1296 + cc, 0*off)
+    if share == 0:
+        with_r = tl.zeros([64, 16], tl.float64); with_q = tl.zeros([64, 16], tl.float64); off = tl.zeros([16], tl.float64)
+        for h in tl.range(0, tl.where(some, per, 0), num_stages=1):
+            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide; q = tl.load(all_ptr + q_at + i + c[None, :], mask=live, other=0.0); r = tl.load(all_ptr + r_at + i + c[None, :], mask=live, other=0.0)
+            across = tl.trans(tl.load(all_ptr + i + place[None, :], mask=(j < m)[:, None] & there[None, :], other=0.0))
+            with_r += tl.dot(across, r, out_dtype=tl.float64); with_q += tl.dot(across, q, out_dtype=tl.float64); off += tl.sum(q*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None], 0)
+        tl.store(out + cell, with_r, mask=(kk < 48)[:, None]); tl.store(out + 768 + cell, with_q, mask=(kk < 32)[:, None]); tl.store(out + 1280 + cc, off); tl.store(out + 1296 + cc, 0*off)
+    elif KM > 0:
+        row = (share - 1)*64 + kk; of_r = tl.zeros([64, 16], tl.float32); of_q = tl.zeros([64, 16], tl.float32)
+        for h in tl.range(0, tl.where(some, per, 0), num_stages=1):
+            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]; aw = tl.load(aw_ptr + (row.to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :])
+            of_r = tl.dot(aw, tl.load(all_ptr + r_at + i, mask=live, other=0.0).to(tl.float32), of_r, input_precision="tf32x3"); of_q = tl.dot(aw, tl.load(all_ptr + q_at + i, mask=live, other=0.0).to(tl.float32), of_q, input_precision="tf32x3")
+        store = out + 1312 + ((share - 1)*64 + kk)[:, None]*16 + cc[None, :]; tl.store(store, of_r.to(tl.float64)); tl.store(store + KM*16, of_q.to(tl.float64))
 
 @triton.jit(do_not_specialize=_INTS)
-def fold_kernel(part_ptr, sums_ptr, G, SIZE: tl.constexpr, PARTS: tl.constexpr, CHAIN: tl.constexpr):
-    "Add G parts of SIZE numbers, at most PARTS of them, 32 numbers a program."
+def fold_kernel(part_ptr, sums_ptr, G, SIZE: tl.constexpr, EACH: tl.constexpr, PARTS: tl.constexpr, CHAIN: tl.constexpr):
+    "Add G parts of SIZE numbers, at most PARTS of them, EACH numbers a program."
     in_turn(CHAIN)
-    entry = tl.program_id(0)*32 + tl.arange(0, 32); at = tl.program_id(1).to(tl.int64); acc = tl.zeros([64, 32], tl.float64)
+    entry = tl.program_id(0)*EACH + tl.arange(0, EACH); at = tl.program_id(1).to(tl.int64); acc = tl.zeros([64, EACH], tl.float64)
     for s in tl.static_range(0, PARTS, 64): # all on their way at once
-        part = s + tl.arange(0, 64); acc += tl.load(part_ptr + ((at*G + part)*SIZE)[:, None] + entry[None, :], mask=(part < G)[:, None], other=0.0)
-    tl.store(sums_ptr + at*SIZE + entry, tl.sum(acc, 0))
+        part = s + tl.arange(0, 64); acc += tl.load(part_ptr + ((at*G + part)*SIZE)[:, None] + entry[None, :], mask=(part < G)[:, None] & (entry < SIZE)[None, :], other=0.0)
+    tl.store(sums_ptr + at*SIZE + entry, tl.sum(acc, 0), mask=entry < SIZE)
 
 @triton.jit(do_not_specialize=_INTS)
 def factor_kernel(sums_ptr, small_ptr, table_ptr, k, slot, systems, KM: tl.constexpr, CHAIN: tl.constexpr):
@@ -252,7 +252,7 @@ def factor_kernel(sums_ptr, small_ptr, table_ptr, k, slot, systems, KM: tl.const
     sums = sums_ptr + at*(1312 + 32*KM); small = small_ptr + at*(1536 + 16*KM); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has); first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf")
     eye = tl.where(i[:, None] == i[None, :], 1.0, 0.0).to(tl.float64); C = tl.where(first, eye, square(small, 4 + slot, i)); which = tl.where(tl.program_id(0) % 2 == 0, 3, 2)
     A = (square(sums, which, i) + tl.load(sums + which*256 + i[None, :]*16 + i[:, None]))/2; size = tl.load(sums + which*256 + i*17); scale = rooted(size)
-    U, T, D = eliminated(A*scale[:, None]*scale[None, :], eye, tl.where(some, 16, 0))
+    U, T, D = eliminated(A*scale[:, None]*scale[None, :], eye, tl.where(some, tl.minimum(k - group*16, 16) + 1, 0))
     if which == 3:
         T = T*scale[None, :]; inverse = tl.dot(tl.trans(T), T*tl.where(D > 0, 1/tl.where(D > 0, D, 1.0), 0.0)[:, None], out_dtype=tl.float64); alpha = tl.where(first, eye, tl.dot(inverse, square(sums, 0, i), out_dtype=tl.float64)); _, left = images(sums, i, alpha)
         going = tl.load(t + 5, mask=has, other=1.0) == 0
@@ -265,7 +265,7 @@ def factor_kernel(sums_ptr, small_ptr, table_ptr, k, slot, systems, KM: tl.const
 
 @triton.jit(do_not_specialize=_INTS)
 def turn_kernel(r_ptr, p_ptr, q_ptr, e_ptr, x_ptr, U_ptr, u_ptr, w_ptr, next_ptr, mode_ptr, sums_ptr, small_ptr, table_ptr, gate_ptr, kp_ptr, kq_ptr, n, m, k, stride, patience, per, slot, systems, cap, every,
-                NULL: tl.constexpr, F: tl.constexpr, W: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, NS: tl.constexpr, CHAIN: tl.constexpr):
+                NULL: tl.constexpr, F: tl.constexpr, W: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
     "Solution, image, residual and p of a block move; `next` is p times the factors w, what the next product reads. KEEP: p and q of the first block are stored. One more program keeps the account."
     alone(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0) - 1; wide = 16 if FULL else k
@@ -273,7 +273,7 @@ def turn_kernel(r_ptr, p_ptr, q_ptr, e_ptr, x_ptr, U_ptr, u_ptr, w_ptr, next_ptr
     if g < G:
         move = square(small, 1, cc); inverse = square(small, 2, cc); turn = square(small, 3, cc); off = tl.load(sums + 1280 + cc)[None, :]; kk = tl.arange(0, 64)
         step = tl.max(tl.load(t + 4, mask=has, other=-1.0), 0).to(tl.int64); row = tl.where(step % every == 0, step//every*tl.minimum(k, 16), cap) + cc
-        for h in tl.range(0, tl.where(some, per, 0), num_stages=NS):
+        for h in tl.range(0, tl.where(some, per, 0), num_stages=1):
             j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); inside = j < m; i = (b*m + j)[:, None]*wide + c[None, :]; live = cells(inside, has, FULL); o = (b*n + j)[:, None]*wide + c[None, :]; below = cells(j < n, has, FULL)
             q = tl.load(q_ptr + i, mask=live, other=0.0); r = tl.load(r_ptr + i, mask=live, other=0.0); p = tl.load(p_ptr + i, mask=live, other=0.0); x = tl.load(x_ptr + i, mask=live, other=0.0); factor = tl.load(w_ptr + b*stride + j, mask=inside, other=0.0)[:, None]
             U = tl.load(U_ptr + o, mask=below, other=0.0); u = tl.load(u_ptr + o, mask=below, other=0.0)
@@ -379,6 +379,8 @@ class DeviceCG:
         self._parts(new)
         self.null = new(B, self.m) if s.T.null is None else s.T.null.reshape(B, self.m).contiguous(); self.balanced = s.T.null is not None
         self.modes, self.W, self.kept, self.every, self.last, self.most, self.good = slow_modes(s) if p.a.ndim == 1 else None, None, None, 1, 8, {}, True   # steps of the last solve, most of all to each tolerance with these slow modes; did the last one get there?
+        self.modes_used = 64 if k == 1 else 128           # of the slow modes, the slowest: a block profits from more of them than one column
+        if self.modes and self.m <= 1 << 15: self.modes.most = 128
         self.goals, self.chain = {}, chained(dev)         # squares of tolerances, on the device
         self.blind, self.cut = 0, None                   # steps to take without looking, while a whole product is recorded, and how to end a graph there
         self._fresh()
@@ -396,7 +398,7 @@ class DeviceCG:
         self.every = every
         self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self.most = {}; self._fresh()
         if W is not None: # rows, as many as the kernels take at once, in single precision: a direction need not be conjugate to the last bit
-            rows = lambda t: torch.nn.functional.pad(t.mT.float(), (0, self.G*self.per*self.size - self.m, 0, -t.shape[1] % max(32, 4096//self.size))).contiguous()
+            rows = lambda t: torch.nn.functional.pad((t := t[:, -self.modes_used:]).mT.float(), (0, self.G*self.per*self.size - self.m, 0, -t.shape[1] % max(32, 4096//self.size))).contiguous()
             self.rows, self.A_rows = rows(W), rows(self.modes.AW); self._shares(len(self.rows))
     def _both(self, t): Nt = self.s.N(t); return self.s.T.project(t - self.s.T.N(Nt)), Nt
     def _step(self, slot):
@@ -429,7 +431,7 @@ class DeviceCG:
         launch(dots_kernel, grid, rhs, rhs, self.null, self.parts, self.m, k, self.per, FULL=k == KC, **shape)
         launch(start_kernel, grid, rhs, self.null, self.parts, goal, self.r, self.x, self.p, self.U, self.norm, self.rr, self.table, self.gate,
                self.n, self.m, k, self.per, self.B*k, NULL=self.balanced, **shape)
-        if self.W is not None: torch.mm(self.modes.stack, self.modes.D @ self.r[0], out=self.pqu)
+        if self.W is not None: torch.mm(self.modes.stack[:, -self.modes_used:], self.modes.D[-self.modes_used:] @ self.r[0], out=self.pqu)
         self._begin()
     def _recorded(self): return self.blocks >= self.prod.wait and self.x.is_cuda and not INTERPRETED
     def settled(self, tol): return self.kept is None and self.most.get(tol, 257) <= 256 and self._recorded() and (self.modes is None or self.modes.W is self.W)   # few steps, nothing being learnt, and what was learnt still stands
@@ -444,7 +446,7 @@ class DeviceCG:
         "Solve for (B, m, k) right-hand sides: solution, N times the solution, SolveInfo."
         if not rhs.is_contiguous() or rhs.data_ptr() % 16: rhs = self.rhs.copy_(rhs)
         if self.blind:
-            self._start(rhs, self.goal(tol)); blocks = self.blind//PART if self.blind >= 2*PART else 0
+            self.cut(); self._start(rhs, self.goal(tol)); blocks = self.blind//PART if self.blind >= 2*PART else 0
             for t in range(self.blind - blocks*PART): self._step(t % 2)
             if blocks: # recorded once, replayed so many times
                 self.cut()
@@ -488,9 +490,9 @@ class BlockCG(DeviceCG):
         self._advance(1, True)
     def _advance(self, slot, first=False):
         "A step along the columns of p, and new ones."
-        (W, AW, *_, KM), (kp, kq, *room), w, k, B = self._slow(), self._keep(first), self.prod, self.k, self.B; also, shape = (B, self.groups), dict(FULL=k == WIDTH, NS=1, CHAIN=self.chain); at = slot, B*k; SIZE = _SUMS + 2*KM*WIDTH
-        launch(gram_kernel, (self.G, *also), self.all, self.null, AW, self.c, self.table, self.n, self.m, k, 2*self.per, *at, KM=KM, BLOCK=self.size//2, **shape)
-        launch(fold_kernel, (SIZE//32, B*self.groups), self.c, self.share, self.G, SIZE=SIZE, PARTS=64 if INTERPRETED and self.G <= 64 else 256, CHAIN=self.chain)
+        (W, AW, *_, KM), (kp, kq, *room), w, k, B = self._slow(), self._keep(first), self.prod, self.k, self.B; also, shape = (B, self.groups), dict(FULL=k == WIDTH, CHAIN=self.chain); at = slot, B*k; SIZE = _SUMS + 2*KM*WIDTH; each = 2048 if INTERPRETED else 32
+        launch(gram_kernel, (self.G*(1 + KM//64), *also), self.all, self.null, AW, self.c, self.table, self.n, self.m, k, self.per, *at, KM=KM, BLOCK=self.size, **shape)
+        launch(fold_kernel, (-(-SIZE//each), B*self.groups), self.c, self.share, self.G, SIZE=SIZE, EACH=each, PARTS=64 if INTERPRETED and self.G <= 64 else 256, CHAIN=self.chain)
         launch(factor_kernel, (2*self.groups, B), self.share, self.small, self.table, k, *at, KM=KM, CHAIN=self.chain)
         launch(turn_kernel, (self.G + 1, *also), self.r, self.p, self.q, self.null, self.x, self.U, self.u, w.w, w.next, W, self.share, self.small, self.table, self.gate, kp, kq,
                self.n, self.m, k, w.stride, 150, self.per, *at, *room, NULL=self.balanced, F=_F[w.next.dtype], W=_F[w.w.dtype], KM=KM, KEEP=room[0] > 0, BLOCK=self.size, **shape)
@@ -547,7 +549,7 @@ def recorded(s, key, fn, *tensors):
     return kept.setdefault(key, Replayed())(s, fn, tensors)
 
 class WholeProduct:
-    "A product from end to end as a CUDA graph, or as three with the middle one replayed several times: what comes before the solve, as many steps as it is expected to take, and what comes after. The numbers that tell how it went are read from the host's own memory once the results are on their way."
+    "A product from end to end as a CUDA graph, or as several: what comes before the solve, its steps, of which sixteen are one graph that is replayed, and what comes after. The numbers that tell how it went are read from the host's own memory once the results are on their way."
     def __init__(self, s, cg, fn, tensors, solver): # cg: None for a cloud with itself
         self.cg, self.W, self.tol, self.inputs = cg, cg and cg.W, solver.tol, owned([t.double() for t in tensors])
         most = cg.most[solver.tol] if cg else 0; steps = most + most//32 + (most >= 2*PART); steps += steps % 2 if steps >= 2*PART else 0; table = [cg.table[steps % 2].flatten()] if cg else []
@@ -561,7 +563,7 @@ class WholeProduct:
         finally:
             solver.blind = False
             if cg: cg.blind, cg.cut = 0, None
-        self.graphs = graphs if len(graphs) == 1 else [graphs[0], *[graphs[1]]*(steps//PART), graphs[2]]
+        self.graphs = graphs if len(graphs) < 3 else [*graphs[:2], *[graphs[2]]*(steps//PART), graphs[3]]
         self.alive = remembered(s.p.geom); self.host = torch.empty(self.stats.shape, dtype=torch.float64, pin_memory=True); self.done = torch.cuda.Event()
     @property
     def valid(self): return self.cg is None or self.cg.W is self.W and self.cg.settled(self.tol)      # with other slow modes there is another record

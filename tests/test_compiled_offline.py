@@ -73,6 +73,8 @@ def gradients(dtype, rho, k, short):
             for j in (16, 1):
                 for B in (torch.ones(1, 50, 64), torch.zeros(1, 50, 64)): M.weighted(torch.zeros(j, 40, 64), B, torch.zeros(j, 40).double(), torch.zeros(j, 50).double(), torch.ones(50, 65).double(), scale=w)
     s = ScaledSystem(Moments(replace(D, geom=G), f, g)); cg = (krylov.DeviceCG if k == 1 else krylov.BlockCG)(s, k); cg._start(torch.zeros(1, 50, k).double(), cg.goal(1e-6)); cg._block()
+    cg.modes.least, cg.modes.patience = 1, 9; cg._adopt(); cg._block()                                            # directions are stored
+    W = torch.eye(50, 40).double(); cg.modes.put(W, W, torch.zeros(40, 40).double()); cg._adopt(); cg._block()    # and there are slow modes
 
 if sys.argv[1] == "gradients":
     for case in ((torch.float32, float("inf"), 1, False), (torch.float32, .5, 16, False), (torch.float32, float("inf"), 1, True), (torch.float32, float("inf"), 16, True), (torch.float64, float("inf"), 3, False), (torch.float64, .5, 3, True)): gradients(*case)
