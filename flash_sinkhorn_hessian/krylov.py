@@ -334,8 +334,8 @@ class StreamedProducts:
 
 # %% ../nbs/16_krylov.ipynb #db047e10
 def slices(m, k=1):
-    "Programs that share the rows of a system of k columns, blocks of rows for each of them, and rows in a block."
-    size = 64 if k > 1 else 128 if m <= 1 << 14 else 256 if m <= 1 << 16 else 1024; per = -(-m//(256*size)); return -(-m//(size*per)), per, size
+    "Programs that share the rows of a system of k columns (at most 256, fewer where there are several blocks of columns), blocks of rows for each of them, and rows in a block."
+    size = 64 if k > 1 else 128 if m <= 1 << 14 else 256 if m <= 1 << 16 else 1024; per = -(-m//(size*max(16, 256//-(-k//16)))); return -(-m//(size*per)), per, size
 
 class WideProducts:
     "The same for several columns."

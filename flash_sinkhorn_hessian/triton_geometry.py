@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'triton_ready', 'sized', 'other_sizes', 'half_steps', 'products', 'rehearse', 'version', 'TritonGeometry',
-           'capture_parts', 'capture', 'RecordedProduct', 'pow2', 'contract_kernel', 'combine_kernel', 'positive',
-           'Recorded', 'Shared', 'owned', 'fill', 'kept', 'Loop', 'loop_for', 'level_constants', 'Descent']
+           'GraphMemory', 'capture_parts', 'capture', 'RecordedProduct', 'pow2', 'contract_kernel', 'combine_kernel',
+           'positive', 'Recorded', 'Shared', 'owned', 'fill', 'kept', 'Loop', 'loop_for', 'level_constants', 'Descent']
 
 # %% ../nbs/14_triton.ipynb #8c4136fa
 import gc, math, threading, weakref
@@ -154,17 +154,30 @@ def _geometry(method): # add a method to the class, in the cell that explains it
     setattr(TritonGeometry, method.__name__.removeprefix("_"), _here(method))
     return method
 
+class GraphMemory:
+    "A pool of memory for recordings. PyTorch keeps the pool of a graph that is gone until it runs out of memory, and a training that records at every step would collect them; here the next recording takes it, unless it is large. A small graph of its own keeps it valid."
+    most, large, spare = 8, 1 << 25, {} # pools kept, bytes up to which, and those of each device that no recording uses
+    def __init__(self):
+        self.size, self.graph = 0, torch.cuda.CUDAGraph(); self.graph.capture_begin(capture_error_mode="thread_local"); torch.zeros(1, device="cuda"); self.graph.capture_end()
+    @classmethod
+    def lend(cls): # one, and what its borrowers hold until they are gone
+        spare = cls.spare.setdefault(torch.cuda.current_device(), []); memory = spare.pop() if spare else cls(); lease = type("Lease", (), {})()
+        weakref.finalize(lease, memory.back, spare).atexit = False
+        return memory, lease
+    def back(self, spare):
+        if self.size <= self.large and len(spare) < self.most: spare.append(self)
+
 def capture_parts(fn):
     "Record a function of `cut` as several CUDA graphs with one pool of memory, which end where it calls `cut`: the graphs, to be replayed in order, and its static result. A long graph starts late: the GPU waits until the host has launched all of it. No garbage is collected meanwhile: an old graph that dies ends a recording; what other threads compile does not."
     torch.cuda.synchronize(); graphs, on, stream = [], gc.isenabled(), torch.cuda.Stream(); gc.disable()
-    def begin(): graphs.append(torch.cuda.CUDAGraph()); graphs[-1].capture_begin(*(g.pool() for g in graphs[:-1][:1]), capture_error_mode="thread_local")
+    def begin(): graphs.append(torch.cuda.CUDAGraph()); graphs[-1].lease = lease; graphs[-1].capture_begin(memory.graph.pool(), capture_error_mode="thread_local")
     def cut(): graphs[-1].capture_end(); begin()
     stream.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(stream):
-            begin()
+            memory, lease = GraphMemory.lend(); before = torch.cuda.memory_reserved(); begin()
             try: out = fn(cut)
-            finally: graphs[-1].capture_end()
+            finally: graphs[-1].capture_end(); memory.size += max(0, torch.cuda.memory_reserved() - before)
     finally:
         if on: gc.enable()
     torch.cuda.current_stream().wait_stream(stream)

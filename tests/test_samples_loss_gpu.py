@@ -26,19 +26,19 @@ def training(steps, n=300, d=3, seed=0, second=False, **kw):
         opt.zero_grad(); loss.backward(); opt.step(); yield loss.item()
 
 def grown(second, steps, warm, **kw):
-    "MiB that the device and the process hold more after `steps` than after `warm` of them."
-    here = lambda: (gc.collect(), torch.cuda.synchronize(), torch.cuda.memory_allocated()/2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)[2:]
+    "MiB that tensors, the device's allocator and the process hold more after `steps` than after `warm` of them."
+    here = lambda: (gc.collect(), torch.cuda.synchronize(), torch.cuda.memory_allocated()/2**20, torch.cuda.memory_reserved()/2**20, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)[2:]
     for k, _ in enumerate(training(warm + steps, second=second, **kw)):
         if k == warm: before = here()
     return [b - a for a, b in zip(before, here())]
 
 def test_a_thousand_steps_leak_nothing():
-    device, host = grown(False, 1000, 100)
-    assert device < 1 and host < 16, f'{device:.2f} MiB on the device and {host:.1f} MiB on the host more after 1000 steps'
+    device, reserved, host = grown(False, 1000, 100)
+    assert device < 1 and reserved < 32 and host < 16, f'{device:.2f} MiB on the device, {reserved:.0f} MiB of it reserved and {host:.1f} MiB on the host more after 1000 steps'
 
 def test_twice_differentiated_steps_leak_nothing():
-    device, host = grown(True, 200, 50, n=100)
-    assert device < 1 and host < 16, f'{device:.2f} MiB on the device and {host:.1f} MiB on the host more after 200 steps'
+    device, reserved, host = grown(True, 200, 50, n=100)
+    assert device < 1 and reserved < 32 and host < 16, f'{device:.2f} MiB on the device, {reserved:.0f} MiB of it reserved and {host:.1f} MiB on the host more after 200 steps'
 
 def repeat(fn, deterministic):
     "Twice the same: True, False, or the error that says which pass is not deterministic."
