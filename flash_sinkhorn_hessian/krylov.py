@@ -181,14 +181,14 @@ _SUMS = 5*WIDTH**2 + 2*WIDTH  # of a block: P^T Q, (AP)^T Q, Q^T Q, P^T AP, (AP)
 _SMALL = 6*WIDTH**2           # of a block: alpha, alpha C, 1/S, how P turns, C before and after, which change places with every step; then (AW)^T (Q - AP alpha)
 
 @triton.jit
-def eliminated(G, T, rows):
-    "Elimination below the diagonal of [G | T], G symmetric 16 x 16 with ones on its diagonal, two rows at a time: what is left of both, and the pivots, zero for those that are nothing but rounding; rows: how many, and one more if they are odd."
+def eliminated(G, T, rows, least):
+    "Elimination below the diagonal of [G | T], G symmetric 16 x 16 with ones on its diagonal, two rows at a time: what is left of both, and the pivots, zero for those below the least that counts; rows: how many, and one more if they are odd."
     i = tl.arange(0, 16); D = tl.zeros([16], tl.float64)
     for h in range(rows//2):
         one = i == 2*h; two = i == 2*h + 1; one_ = one[:, None]; two_ = two[:, None]
         a = tl.sum(tl.where(one_, G, 0.0), 0); b = tl.sum(tl.where(two_, G, 0.0), 0); c = tl.sum(tl.where(one[None, :], G, 0.0), 1); d = tl.sum(tl.where(two[None, :], G, 0.0), 1); s = tl.sum(tl.where(one_, T, 0.0), 0); t = tl.sum(tl.where(two_, T, 0.0), 0)
         first = tl.sum(tl.where(one, a, 0.0)[:, None], 0); across = tl.sum(tl.where(two, a, 0.0)[:, None], 0); second = tl.sum(tl.where(two, b, 0.0)[:, None], 0)
-        over = tl.where(first > 1e-15, 1/tl.where(first > 1e-15, first, 1.0), 0.0); f = across*over; b -= f*a; d -= f*c; t -= f*s; second -= f*across; under = tl.where(second > 1e-15, 1/tl.where(second > 1e-15, second, 1.0), 0.0)
+        over = tl.where(first > least, 1/tl.where(first > least, first, 1.0), 0.0); f = across*over; b -= f*a; d -= f*c; t -= f*s; second -= f*across; under = tl.where(second > least, 1/tl.where(second > least, second, 1.0), 0.0)
         D = tl.where(one & (over > 0), first, tl.where(two & (under > 0), second, D)); c = tl.where(i > 2*h, c*over, 0.0)[:, None]; d = tl.where(i > 2*h + 1, d*under, 0.0)[:, None]
         G -= c*a[None, :] + d*b[None, :]; T -= c*s[None, :] + d*t[None, :]
     return G, T, D
@@ -252,7 +252,7 @@ def factor_kernel(sums_ptr, small_ptr, table_ptr, k, slot, systems, KM: tl.const
     sums = sums_ptr + at*(1312 + 32*KM); small = small_ptr + at*(1536 + 16*KM); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has); first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf")
     eye = tl.where(i[:, None] == i[None, :], 1.0, 0.0).to(tl.float64); C = tl.where(first, eye, square(small, 4 + slot, i)); which = tl.where(tl.program_id(0) % 2 == 0, 3, 2)
     A = (square(sums, which, i) + tl.load(sums + which*256 + i[None, :]*16 + i[:, None]))/2; size = tl.load(sums + which*256 + i*17); scale = rooted(size)
-    U, T, D = eliminated(A*scale[:, None]*scale[None, :], eye, tl.where(some, tl.minimum(k - group*16, 16) + 1, 0))
+    U, T, D = eliminated(A*scale[:, None]*scale[None, :], eye, tl.where(some, tl.minimum(k - group*16, 16) + 1, 0), tl.where(which == 3, 1e-7, 1e-13))     # what products in single precision know, and what double precision does
     if which == 3:
         T = T*scale[None, :]; inverse = tl.dot(tl.trans(T), T*tl.where(D > 0, 1/tl.where(D > 0, D, 1.0), 0.0)[:, None], out_dtype=tl.float64); alpha = tl.where(first, eye, tl.dot(inverse, square(sums, 0, i), out_dtype=tl.float64)); _, left = images(sums, i, alpha)
         going = tl.load(t + 5, mask=has, other=1.0) == 0
@@ -434,6 +434,7 @@ class DeviceCG:
         if self.W is not None: torch.mm(self.modes.stack[:, -self.modes_used:], self.modes.D[-self.modes_used:] @ self.r[0], out=self.pqu)
         self._begin()
     def _recorded(self): return self.blocks >= self.prod.wait and self.x.is_cuda and not INTERPRETED
+    strict = False                   # is the residual that is kept not to be trusted?
     def settled(self, tol): return self.kept is None and self.most.get(tol, 257) <= 256 and self._recorded() and (self.modes is None or self.modes.W is self.W)   # few steps, nothing being learnt, and what was learnt still stands
     def _go(self, blocks):
         for _ in range(blocks):
@@ -484,6 +485,8 @@ class BlockCG(DeviceCG):
         self.c, self.share, self.small = (torch.zeros(self.B, self.groups, *size, dtype=torch.float64, device=self.x.device) for size in ((self.G, _SUMS + 2*KM*WIDTH), (_SUMS + 2*KM*WIDTH,), (_SMALL + KM*WIDTH,)))
         if KM: self.rows = self.rows.T.contiguous()
     def settled(self, tol): return tol >= 1e-7 and super().settled(tol)          # below, the true residual is asked for
+    @property
+    def strict(self): return self.m <= 8*WIDTH     # a few steps span all there is: what is left then is rounding, and the residual that is kept may be wrong
     def _step(self, slot): self._product(); self._advance(slot)
     def _begin(self):
         if self.W is None: self.pqu.zero_()
@@ -498,7 +501,7 @@ class BlockCG(DeviceCG):
                self.n, self.m, k, w.stride, 150, self.per, *at, *room, NULL=self.balanced, F=_F[w.next.dtype], W=_F[w.w.dtype], KM=KM, KEEP=room[0] > 0, BLOCK=self.size, **shape)
     def __call__(self, rhs, tol, max_iter):
         x, U, info = super().__call__(rhs, tol, max_iter)
-        if self.blind or tol >= 1e-7 or not info.converged: return x, U, info
+        if self.blind or tol >= 1e-7 and not self.strict or not info.converged: return x, U, info
         whole = lambda t: t.reshape(*self.s.p.b.shape, self.k); left = self.s.T.project(whole(rhs)) - self._both(whole(x))[0]; norm = lambda t: torch.linalg.vector_norm(t, dim=-2)
         if (norm(left) <= 2*tol*norm(whole(rhs))).all(): return x, U, info
         dx, dU, more = super().__call__(left.reshape(rhs.shape).contiguous(), tol, max_iter); info.n_iter += more.n_iter     # what a Gram matrix could not see
@@ -576,7 +579,7 @@ class WholeProduct:
         *stats, = self.host.tolist(); sums = [stats.pop() for _ in self.inputs]; systems = len(stats)//10 if self.cg else len(stats)//2
         size, off, table = stats[len(stats)-systems:], stats[-2*systems:len(stats)-systems], [stats[8*i:8*i+8] for i in range(systems if self.cg else 0)]
         left = max((o/max(s, 1e-300) for o, s in zip(off, size)), default=0.)
-        if not all(map(math.isfinite, [*sums, *size, *off])) or any(row[STATE] != 1 for row in table) or not self.cg and left > solver.tol: return None
+        if not all(map(math.isfinite, [*sums, *size, *off])) or any(row[STATE] != 1 for row in table) or (not self.cg or self.cg.strict) and left > (1 + bool(self.cg))*solver.tol: return None
         solver.info = account(table, solver.tol) if self.cg else SolveInfo(self.steps, left, max(size), True, "chebyshev")
         solver.info.residual, solver.info.finite = max(solver.info.residual, left), True
         return out
