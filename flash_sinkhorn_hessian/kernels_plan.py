@@ -162,7 +162,7 @@ def plan_kernel(xh, xl, yh, yl, vh_ptr, ah_ptr, al_ptr, bh_ptr, bl_ptr, alpha_pt
 # %% ../nbs/13_kernels_plan.ipynb #59bf6505
 @triton.jit(do_not_specialize=_RUNTIME)
 def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr, out_ptr, n, NB, tiles, chunks, k, q, S, steps, per, unit,
-                   KNOWN: tl.constexpr, WEIGHTED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, BM: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
+                   KNOWN: tl.constexpr, WEIGHTED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, BM: tl.constexpr, FLIGHT: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
     "Add the parts, each relative to its own maximum, and undo the scalings."
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i = pid % tiles * BM + tl.arange(0, BM); live = i < n
     direction = tl.program_id(1) // chunks; chunk = tl.program_id(1) % chunks
@@ -182,10 +182,10 @@ def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr
     at = ((b*k + direction)*n + i)*q
     z = tl.zeros([BM], tl.float64)
     if KV > 0: t = tl.zeros([BM, KV], tl.float64)
-    for s0 in range(0, S, 8):   # eight parts in flight at once, added in the working precision
+    for s0 in range(0, S, FLIGHT):   # so many parts in flight at once, added in the working precision
         z8 = tl.zeros([BM], F)
         if KV > 0: t8 = tl.zeros([BM, KV], F)
-        for h in tl.static_range(8):
+        for h in tl.static_range(FLIGHT):
             has = s0 + h < S; p = row + (s0 + h)*step
             if KNOWN: f = tl.full([BM], 1.0, F)
             else: f = tl.exp2(tl.load(top_ptr + at_top + (s0 + h)*step_top, mask=live & has, other=-1e38) - top)
@@ -401,7 +401,7 @@ def plan_config(
     if s.dtype == torch.float64: return 32, 32, 4, 1, 1256, None
     if s.mode == LOOP: return 64, 64, 4, 1, 632, None
     if weighted: return {CAT: (64, 64, 4, 2, 632, None), THREE: (128, 64, 8, 2, 553, None) if s.K <= 64 else (64, 32, 4, 2, 632, None), DIRECT: (64, 64, 4, 2, 632, None) if s.K else (64, 32, 4, 2, 632, None)}[s.mode]
-    if s.mode == DIRECT: return (128, 64, 4, 2 if KV else 1, 792 if KV else 1106, None) if s.K else (64, 128, 4, 1, 1106, None)
+    if s.mode == DIRECT: return (64, 128, 4, 1, 1106, None) if not s.K else (64, 64, 2, 3, 1584, None) if KV == 16 else (128, 64, 4, 2 if KV else 1, 792 if KV else 1106, None)
     if s.mode == CAT: return (64, 128, 4, 3, 1106, None) if KV == 0 else (64, 64, 4, 2, 1584, None) if KV < 64 else (64, 128, 4, 3, 474, None) if s.K == 16 else (64, 64, 4, 3, 948, None)
     if 0 < KV < 64 and s.K <= 32: return 64, 64, 4, 3, 1738, None
     if KV == 16 and s.K == 64: return (128, 128, 8, 2, 792, 128) if more else (128, 64, 4, 2, whole_waves(s.batch*s.x.blocks, 396), 168)
@@ -441,8 +441,8 @@ def plan_product(
     else: launch(plan_kernel, (B*tiles, S, k*chunks), x, s.x.low, y, s.y.low, bias[0], *extra, Vh, Vl, z, acc, accz, top,
                  m, nb, mb, s.x.depth, t.a.depth if t else 1, tiles, per, chunks, k, t.ka if t else 1, t.kb if t else 1, s.scale, warps=warps, regs=regs,
                  KNOWN=bool(known), **kw, PAIRS=pairs, WMODE=t.mode if t else -1, KW=t.K if t else 0, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chain)
-    out = new(B, k, n, q, dtype=torch.float64); few = BM if INTERPRETED or f64 else {0: BM, 16: 32, 32: 16, 64: 8}[KV]
+    out = new(B, k, n, q, dtype=torch.float64); few, flight = (BM, 8) if INTERPRETED or f64 else ({0: BM, 16: 32, 32: 16, 64: 8}[KV], 10 if KV == 16 and 8 < S <= 10 else 8)
     launch(collect_kernel, (rows//few, k*chunks), acc, accz, top, ref, u, s.sqx, t.wmax if t else u, out, n, nb, tiles*(BM//few), chunks, k, q, S, cols, per if ahead else 0, BM//few,
-           KNOWN=bool(known), WEIGHTED=t is not None, FIRST=first, KV=KV, BM=few, F=s.F, CHAIN=chain)
+           KNOWN=bool(known), WEIGHTED=t is not None, FIRST=first, KV=KV, BM=few, FLIGHT=flight, F=s.F, CHAIN=chain)
     if keep is not None and not known: keep.append(settle(s, bias, top[:, 0].contiguous()))
     return out
