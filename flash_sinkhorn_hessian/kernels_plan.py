@@ -162,7 +162,7 @@ def plan_kernel(xh, xl, yh, yl, vh_ptr, ah_ptr, al_ptr, bh_ptr, bl_ptr, alpha_pt
 # %% ../nbs/13_kernels_plan.ipynb #59bf6505
 @triton.jit(do_not_specialize=_RUNTIME)
 def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr, out_ptr, n, NB, tiles, chunks, k, q, S, steps, per, unit,
-                   KNOWN: tl.constexpr, WEIGHTED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, BM: tl.constexpr, FLIGHT: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
+                   KNOWN: tl.constexpr, WEIGHTED: tl.constexpr, FIRST: tl.constexpr, KV: tl.constexpr, BM: tl.constexpr, F: tl.constexpr, CHAIN: tl.constexpr):
     "Add the parts, each relative to its own maximum, and undo the scalings."
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i = pid % tiles * BM + tl.arange(0, BM); live = i < n
     direction = tl.program_id(1) // chunks; chunk = tl.program_id(1) % chunks
@@ -182,6 +182,7 @@ def collect_kernel(acc_ptr, accz_ptr, top_ptr, ref_ptr, u_ptr, sqx_ptr, wmax_ptr
     at = ((b*k + direction)*n + i)*q
     z = tl.zeros([BM], tl.float64)
     if KV > 0: t = tl.zeros([BM, KV], tl.float64)
+    FLIGHT: tl.constexpr = 10 if KV == 16 else 8
     for s0 in range(0, S, FLIGHT):   # so many parts in flight at once, added in the working precision
         z8 = tl.zeros([BM], F)
         if KV > 0: t8 = tl.zeros([BM, KV], F)
@@ -441,8 +442,8 @@ def plan_product(
     else: launch(plan_kernel, (B*tiles, S, k*chunks), x, s.x.low, y, s.y.low, bias[0], *extra, Vh, Vl, z, acc, accz, top,
                  m, nb, mb, s.x.depth, t.a.depth if t else 1, tiles, per, chunks, k, t.ka if t else 1, t.kb if t else 1, s.scale, warps=warps, regs=regs,
                  KNOWN=bool(known), **kw, PAIRS=pairs, WMODE=t.mode if t else -1, KW=t.K if t else 0, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chain)
-    out = new(B, k, n, q, dtype=torch.float64); few, flight = (BM, 8) if INTERPRETED or f64 else ({0: BM, 16: 32, 32: 16, 64: 8}[KV], 10 if KV == 16 and 8 < S <= 10 else 8)
+    out = new(B, k, n, q, dtype=torch.float64); few = BM if INTERPRETED or f64 else {0: BM, 16: 32, 32: 16, 64: 8}[KV]
     launch(collect_kernel, (rows//few, k*chunks), acc, accz, top, ref, u, s.sqx, t.wmax if t else u, out, n, nb, tiles*(BM//few), chunks, k, q, S, cols, per if ahead else 0, BM//few,
-           KNOWN=bool(known), WEIGHTED=t is not None, FIRST=first, KV=KV, BM=few, FLIGHT=flight, F=s.F, CHAIN=chain)
+           KNOWN=bool(known), WEIGHTED=t is not None, FIRST=first, KV=KV, BM=few, F=s.F, CHAIN=chain)
     if keep is not None and not known: keep.append(settle(s, bias, top[:, 0].contiguous()))
     return out
