@@ -6,8 +6,9 @@
 __all__ = ['RR', 'GOAL', 'BEST', 'SINCE', 'STEPS', 'STATE', 'FIRST', 'SIZE', 'WIDTH', 'OFF', 'SUMS', 'SMALL', 'PART', 'ROOM',
            'cells', 'total', 'dots_kernel', 'start_kernel', 'residual_kernel', 'alone', 'verdict', 'direction_kernel',
            'total_kernel', 'eliminated', 'rooted', 'unfinished', 'square', 'images', 'gram_kernel', 'fold_kernel',
-           'factor_kernel', 'turn_kernel', 'SparseProducts', 'StreamedProducts', 'slices', 'WideProducts', 'account',
-           'DeviceCG', 'BlockCG', 'schur_cg', 'remembered', 'Replayed', 'recorded', 'WholeProduct', 'whole_product']
+           'factor_kernel', 'turn_kernel', 'SparseProducts', 'StreamedProducts', 'slices', 'WideProducts', 'ahead',
+           'account', 'DeviceCG', 'BlockCG', 'schur_cg', 'remembered', 'Replayed', 'recorded', 'WholeProduct',
+           'whole_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -300,7 +301,7 @@ def turn_kernel(r_ptr, p_ptr, q_ptr, e_ptr, x_ptr, U_ptr, u_ptr, w_ptr, next_ptr
 # %% ../nbs/16_krylov.ipynb #8c98df94
 class SparseProducts:
     "Products with N and its transpose for conjugate gradients on a truncated kernel."
-    block, wait = 8, 5 # steps in a graph, blocks before one is recorded
+    block, wait, far = 8, 5, 32 # steps in a graph; blocks before one is recorded, or as soon as more steps than that seem to be left
     def __init__(self, s, k): # scaled system, columns
         g = s.p.geom; self.K, self.KT = g.kernel, g.T.kernel
         self.r, self.c = (s.bias - g.u0).exp().reshape(-1).contiguous(), (s.T.bias - g.v0).exp().reshape(-1).contiguous()
@@ -315,7 +316,7 @@ class SparseProducts:
 # %% ../nbs/16_krylov.ipynb #279d6b8a
 class StreamedProducts:
     "Products with N and its transpose for conjugate gradients, one column, streamed."
-    block, wait = 2, 12
+    block, wait, far = 2, 12, math.inf
     def __init__(self, s, k):
         g = s.p.geom; self.s, self.sT = g.scores, g.scores.T
         self.bu, self.bv = g.flat(s.bias), g.flat(s.T.bias)
@@ -340,7 +341,7 @@ def slices(m, k=1):
 
 class WideProducts:
     "The same for several columns."
-    block, wait = 2, 12
+    block, wait, far = 2, 12, math.inf
     def __init__(self, s, k):
         self.g = s.p.geom; dev = s.root.device; B = max(1, math.prod(self.g.batch)); self.k = k
         self.u, self.v = s.bias.contiguous(), s.T.bias.contiguous()
@@ -351,7 +352,15 @@ class WideProducts:
         u.copy_(_product(self.g, self.u, self.v, shape(self.next)).reshape(u.shape))
         torch.sub(p, _product(self.g.T, self.v, self.u, shape(u)).reshape(p.shape), out=q)
 
-# %% ../nbs/16_krylov.ipynb #b8046bc9
+# %% ../nbs/16_krylov.ipynb #b8046bc8
+def ahead(
+    row:list, # of a table of scalars, of a system that goes on
+) -> float: # steps
+    "What is left at the rate so far."
+    if not 0 < row[RR] < math.inf: return 1.
+    rate = math.log(row[RR]/max(row[FIRST], 1e-300))/max(2*row[STEPS], 1)
+    return math.log(max(row[GOAL], 1e-300)/row[RR])/2/min(rate, -1e-3)
+
 def account(
     table:list, tol:float, # one table of scalars, row by row; the relative residual wanted
 ) -> SolveInfo:
@@ -361,6 +370,7 @@ def account(
     rel = max(row[RR] for row in table)**.5 if math.isfinite(top) else math.nan
     return SolveInfo(int(max(row[STEPS] for row in table)), rel, top, rel <= tol, "cg")
 
+# %% ../nbs/16_krylov.ipynb #b8046bc9
 class DeviceCG:
     "Conjugate gradients on the second Schur complement `I - N^T N`, on the device; the host looks in every few steps."
     def __init__(self,
@@ -389,7 +399,7 @@ class DeviceCG:
         self.rp, self.dots, self.first = new(self.B, self.G), new(self.B, self.prod.P, 2), (new(self.B, 1, 2), new(self.B, self.G))
         for t in self.first: t[:, 0].view(self.B, -1)[:, 0] = 1
     def _shares(self, KM): self.c = self.share = torch.zeros(self.B, self.G, KM, 1, device=self.x.device)   # products of the residual with A times the slow modes
-    def _fresh(self): self.graph, self.starters, self.blocks = None, {}, 0          # nothing recorded
+    def _fresh(self): self.graph, self.starters, self.blocks, self.long = None, {}, 0, False          # nothing recorded
     def _adopt(self):
         "Take over what has been learnt, and room for the directions of this solve if there is more to learn."
         if self.modes is None: return
@@ -434,7 +444,7 @@ class DeviceCG:
                self.n, self.m, k, self.per, self.B*k, NULL=self.balanced, **shape)
         if self.W is not None: torch.mm(self.modes.stack[:, -self.modes_used:], self.modes.D[-self.modes_used:] @ self.r[0], out=self.pqu)
         self._begin()
-    def _recorded(self): return self.blocks >= self.prod.wait and self.x.is_cuda and not INTERPRETED
+    def _recorded(self): return (self.long or self.blocks >= self.prod.wait) and self.x.is_cuda and not INTERPRETED
     strict = False                   # is the residual that is kept not to be trusted?
     def settled(self, tol): return self.kept is None and self.most.get(tol, 257) <= 256 and self._recorded() and (self.modes is None or self.modes.W is self.W)   # few steps, nothing being learnt, and what was learnt still stands
     def _go(self, blocks):
@@ -465,18 +475,16 @@ class DeviceCG:
         steps, todo = 0, min(self.last, max_iter)
         while True:
             blocks = -(-todo//self.prod.block); self._go(blocks); steps += blocks*self.prod.block
-            table = self.table[0].cpu(); going = table[:, STATE] == 0
-            if not going.any() or steps >= max_iter: break
-            rate = (table[:, RR]/table[:, FIRST].clamp_min(1e-300))[going].log()/(2*table[:, STEPS][going]).clamp_min(1)
-            left = (table[:, GOAL]/table[:, RR])[going].log()/2/rate.clamp(max=-1e-3)
-            todo = max(1, min(int(left.max().item()*1.05) + 1, steps, max_iter - steps))
-        n, good = int(table[:, STEPS].max()) if len(table) else 0, bool((table[:, STATE] == 1).all())
-        if self.W is not None and not good and max_iter > n and torch.isfinite(table[:, SIZE]).all(): # what was learnt did harm: forget it
+            table = self.table[0].tolist(); left = max((ahead(row) for row in table if row[STATE] == 0), default=None)
+            if left is None or steps >= max_iter: break
+            self.long = self.long or left > self.prod.far; todo = max(1, min(int(left*1.05) + 1, steps, max_iter - steps))
+        most = lambda rows: int(max((row[STEPS] for row in rows), default=0)); n, good = most(table), all(row[STATE] == 1 for row in table)
+        if self.W is not None and not good and max_iter > n and all(math.isfinite(row[SIZE]) for row in table): # what was learnt did harm: forget it
             self.modes.forget(); return self(rhs, tol, max_iter)
-        if self.kept is not None and n: w = min(self.k, WIDTH); self.modes.keep(*self.kept[:, :w*-(-int(table[:w, STEPS].max())//self.every)].mT)
+        if self.kept is not None and n: w = min(self.k, WIDTH); self.modes.keep(*self.kept[:, :w*-(-most(table[:w])//self.every)].mT)
         if self.modes is not None and n: self.modes.judge(n)
         self.last, self.good = max(1, n), good; self.most[tol] = max(self.most.get(tol, 0), self.last)
-        return self.x*self.norm, self.U*self.norm, account(table.tolist(), tol)
+        return self.x*self.norm, self.U*self.norm, account(table, tol)
 
 class BlockCG(DeviceCG):
     "The same for several columns, sixteen in a block."
