@@ -328,7 +328,7 @@ class StreamedProducts:
         if s.batch*s.x.blocks*s.y.blocks <= 128 and s.mode <= THREE and s.batch == 1: BM, BN, W, NS, want = 64, 128, 4, 2, 264
         tiles, per, S = parts(s, BM, BN, want); part = torch.empty(S, s.batch*tiles*BM, dtype=s.dtype, device=out.device)
         launch(marginal_kernel, (s.batch*tiles, S), s.x.left, s.x.low, s.y.right, s.y.low, bias, s.sqx, hi, x, part, x, out, _unit_par(out.device), bias, bias, hi, x, out,
-               s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 0, gate, warps=W, FUSE=False, COLS=False, GATE=True, SLOT=s.slot, SCALED=False, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chained(out.device))
+               s.x.n, s.x.blocks, s.y.blocks, s.x.depth, tiles, per, S, s.scale, 1, gate, warps=W, regs=most_registers(s, BM, BN), FUSE=False, COLS=False, GATE=True, SLOT=s.slot, SCALED=False, MODE=s.mode, K=s.K, BM=BM, BN=BN, F=s.F, NS=NS, CHAIN=chained(out.device))
         launch(total_kernel, (s.batch*s.x.blocks,), part, w, out if p is None else p, out if e is None else e, out, w if nxt is None else nxt, dots, s.x.n, s.x.blocks, S, SUB=p is not None, F=s.F, BLOCK=BLOCK, CHAIN=chained(out.device))
     def __call__(self, p, u, q, e, dots, gate):
         self._half(self.s, self.bu, self.v[0], self.next, self.u[1], None, None, u, self.mid, dots, gate)
