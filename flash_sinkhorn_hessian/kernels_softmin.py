@@ -409,12 +409,13 @@ def marginal_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, co
                     n, NB, MB, depth, tiles, per, S, scale, sink, gate_ptr,
                     FUSE: tl.constexpr, COLS: tl.constexpr, GATE: tl.constexpr, SLOT: tl.constexpr, SCALED: tl.constexpr, MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, CHAIN: tl.constexpr):
     "Row sums of `2^(score + u_i + v_j)` over one part of the columns; COLS: column sums from the same exponentials, of rows weighted by exp(la); SLOT: the bias of the rows is part of the product; SCALED: the scores are those of another regularisation, times a ratio; GATE: nothing if the gate is shut."
+    if COLS: in_turn(CHAIN)
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128
     i = i0 + tl.arange(0, BM)
     x = tile_at(xh, b, i0, N, depth, MODE, K); x_low = tile_at(xl, b, i0, N, depth, MODE, K)
     ah, al = tile_rows(x, x_low, N, scale, MODE, K, BM, F)
-    if COLS: in_turn(CHAIN)
-    elif sink == 0: in_turn(CHAIN)
+    if not COLS:
+        if sink == 0: in_turn(CHAIN)
     u = tl.load(u_ptr + b*n + i, mask=i < n, other=-float("inf"))   # in a loop of half-steps it is older than the kernel ahead
     sq = tl.load(sqx_ptr + b*N + i); score = scale
     if SCALED: sq = sq*tl.load(par_ptr + 3); score = (tl.load(par_ptr + 3)*scale).to(F)
@@ -461,10 +462,10 @@ def finish_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, out_
 def both_kernel(xh, xl, yh, yl, u_ptr, sqx_ptr, vh_ptr, vw_ptr, part_ptr, col_ptr, par_ptr, la_ptr, n, NB, MB, depth, tiles, per, scale,
                 MODE: tl.constexpr, K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, F: tl.constexpr, NS: tl.constexpr, WARPS: tl.constexpr, CHAIN: tl.constexpr):
     "Row and column sums from the same exponentials, of tiles that lie on their side: the columns that pass by are their rows."
+    in_turn(CHAIN)
     pid = tl.program_id(0); b = (pid // tiles).to(tl.int64); i0 = pid % tiles * BM; N = NB*128; M = MB*128
     i = i0 + tl.arange(0, BM); j = tl.arange(0, BN)
     xh, xl = tile_rows(tile_at(xh, b, i0, N, depth, MODE, K), tile_at(xl, b, i0, N, depth, MODE, K), N, scale, MODE, K, BM, F)
-    in_turn(CHAIN)
     u = tl.load(u_ptr + b*n + i, mask=i < n, other=-float("inf"))
     hi, rest = whole_and_rest(u*tl.load(par_ptr)*BITS - tl.load(sqx_ptr + b*N + i), F)
     xh = tl.trans(xh); xl = tl.trans(xl); weight = tl.exp2(rest + tl.load(la_ptr + b*n + i, mask=i < n, other=-float("inf"))*BITS).to(F)
