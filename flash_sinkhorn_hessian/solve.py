@@ -280,7 +280,7 @@ def solve(
     reach_x=None,     # relax the source marginal only (semi-unbalanced)
     reach_y=None,     # relax the target marginal only
     half_cost=False,  # cost |x-y|^2/2 instead of |x-y|^2
-    tol=None,         # bound on the L1 marginal error; None: what the dtype can reach, see `default_tol`
+    tol=None,         # bound on the L1 marginal error; None: what the dtype can reach (`default_tol`), but at most a thousandth of the mass
     max_iter=5000,    # pairs of passes over the scores, at most; but one for each eps of the schedule
     backend="auto",   # "auto", "dense", "streaming" or "triton"
     init=None,        # a `Solution` of a nearby problem of the same sizes to start from

@@ -94,4 +94,4 @@ def test_every_kernel_compiles_and_fits(problems):
     r = subprocess.run([sys.executable, "-c", SCRIPT, problems], capture_output=True, text=True, env=env, timeout=300)
     assert r.returncode == 0, r.stdout + r.stderr[-3000:]
     if "no assembler" in r.stdout: pytest.skip("Triton came without an assembler")
-    assert "compiled" in r.stdout and all(f"'{k}_kernel'" in r.stdout for k in (("start", "residual", "direction", "spmm", "dots", "scores", "weighted") if problems == "gradients" else ("marginal", "pairs", "plan", "finish_both") + ("both",)*("128" in problems))), r.stdout
+    assert "compiled" in r.stdout and all(f"'{k}_kernel'" in r.stdout for k in (("start", "residual", "direction", "spmm", "dots", "scores", "weighted", "gram", "fold", "factor", "turn") if problems == "gradients" else ("marginal", "pairs", "plan", "finish_both") + ("both",)*("128" in problems))), r.stdout
