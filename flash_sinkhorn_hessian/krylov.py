@@ -526,8 +526,11 @@ def schur_cg(
     if k not in kept:
         if len(kept) > 3: kept.clear()
         kept[k] = (DeviceCG if k == 1 else BlockCG)(s, k)
-    x, U, info = kept[k](rhs.reshape(-1, *rhs.shape[-2:]), tol, max_iter)
-    return x.reshape(rhs.shape), U.reshape(*s.p.a.shape, k), info
+    unit = None
+    if s.p.geom.x.dtype == torch.float64: # by a power of two, so that no square underflows; smaller dtypes have no such numbers
+        large = rhs.abs().amax(-2, keepdim=True); unit = torch.where((large > 0) & (large < math.inf), torch.exp2(torch.log2(large).floor()), 1.); rhs = rhs/unit
+    x, U, info = kept[k](rhs.reshape(-1, *rhs.shape[-2:]), tol, max_iter); x, U = x.reshape(rhs.shape), U.reshape(*s.p.a.shape, k)
+    return (x, U, info) if unit is None else (x*unit, U*unit, info)
 
 # %% ../nbs/16_krylov.ipynb #21e7ba9f
 PART = 16        # steps of a solve in a graph of their own, where there are at least twice as many
