@@ -111,7 +111,7 @@ def spare(d:int, K:int):
 
 @dataclass
 class Operand:
-    "One cloud as the kernels read it, `(B, blocks * BLOCK, depth)` in halves or `(B, d, blocks * BLOCK)` in full precision."
+    "One cloud as the kernels read it, `(B, blocks * BLOCK, columns)` in halves or `(B, d, blocks * BLOCK)` in full precision."
     left:Tensor; right:Tensor; low:Tensor # as rows, as columns, and the lower halves
     n:int; blocks:int                     # points, and blocks of 128 they are padded to
     depth:int                             # chunks of coordinates (LOOP), coordinates (DIRECT, PRODUCT)

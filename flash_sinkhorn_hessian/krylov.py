@@ -601,7 +601,7 @@ def whole_product(
     fn, solver, tensors, # function of the tensors with one solve in it, and the solver
     same:bool=False,     # one cloud that moves on both sides alike? Chebyshev's iteration then
 ): # its results, but for the first two, norms of a residual and a right-hand side; None where that cannot be recorded (yet), or did not converge
-    "`fn(*tensors)` in one launch and one look, once solves at this system have settled down to a few steps."
+    "`fn(*tensors)` in a few launches and one look, once solves at this system have settled down to a few steps."
     if not tensors[0].is_cuda or INTERPRETED or not isinstance(solver, ConjugateGradients) or isinstance(solver.ridge, Tensor) or solver.ridge or solver.max_iter < 100 or max(t.numel() for t in tensors) > ROOM or torch.cuda.is_current_stream_capturing(): return None
     kept, asked = s.__dict__.setdefault("_whole", {}), s.__dict__.setdefault("_asked", {}); key = key + (k, solver.tol)
     if len(kept) > 8 or len(asked) > 64: kept.clear(); asked.clear()
