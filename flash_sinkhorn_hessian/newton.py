@@ -187,7 +187,7 @@ def solve_dual(
     radius = lambda x: x.double().norm(dim=-1).max().item()
     levels = [p.eps] if init else eps_schedule(p.eps, (radius(p.geom.x) + radius(p.geom.y))**2)
     for k, eps in enumerate(levels):
-        q, last = p.at(eps), k == len(levels) - 1; goal = tol if last else .1
+        q, last = p.at(eps), k == len(levels) - 1; goal = tol if last else 1e-3 if dense and len(levels) > 11 else .1   # a point without a partner is an error of 1/m
         if before is not None and k > 2:
             w = (levels[k-1] - eps) / (levels[k-2] - levels[k-1])
             f, g, before = f + w*(f - before[0]), g + w*(g - before[1]), (f, g)

@@ -244,6 +244,7 @@ def _restored(kind, geometry, x, y, rest, inputs, *fields): return kind(inputs, 
 def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
     tol = None if tol is None else check_positive("tol", tol)
     check_count("max_iter", max_iter)
+    if callback is not None and not callable(callback): raise TypeError(f"callback must be a function of three numbers; got {type(callback).__name__}")
     xc, yc, offset = centre(inputs)
     size = (xc.double().norm(dim=-1).max().item() + yc.double().norm(dim=-1).max().item())**2 / inputs.eps
     if not size < 1e12:
@@ -264,7 +265,7 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
     if not info.converged:
         why = ("because the marginal error falls no further (rounding, or an eps too small for this arithmetic)" if info.stalled
                else f"after max_iter={max_iter} iterations")
-        cure = "Use float64, a larger eps or a larger tol." if info.stalled else "Raise max_iter, eps or tol."
+        cure = ("Use " + "float64, "*(inputs.x.dtype != torch.float64) + "a larger eps or a larger tol.") if info.stalled else "Raise max_iter, eps or tol."
         _warn(f"solve stopped {why}: marginal_error {info.marginal_error:.2g}, tol {tol:.2g}. {cure}")
     return Solution(inputs, p, f, g, info, offset, tol)
 

@@ -70,3 +70,13 @@ def test_counts_and_callback():
     assert s.n_iter >= max(seen) and seen == sorted(seen) and [h[0] for h in s.info.history] == seen
     with pytest.warns(Warning, match='max_iter=3'): few = solve(**q, eps=.01, max_iter=3)
     assert not few.converged and few.n_iter <= 20 and math.isfinite(few.marginal_error)
+
+@pytest.mark.parametrize('reach', [{}, dict(reach=.5), dict(reach_x=.5), dict(reach_y=.5)])
+@pytest.mark.parametrize('n,m', [(8, 11), (30, 40)])
+def test_small_problems_at_a_small_eps_converge(n, m, reach):
+    "A mean cost of thousands of eps, weights that differ: every backend that runs on a CPU gets there, and to the same value."
+    for seed in (3, 5, 10):
+        g = torch.Generator().manual_seed(seed); x, y = torch.randn(n, 2, generator=g).double(), .7*torch.randn(m, 2, generator=g).double() + .3; a, b = (torch.rand(k, generator=g).double() + .05 for k in (n, m))
+        for eps in (1e-3, 1e-4):
+            with warnings.catch_warnings(): warnings.simplefilter('error'); s, t = (solve(x, y, a/a.sum(), b/b.sum(), eps=eps, backend=k, **reach) for k in ('auto', 'dense'))
+            assert s.converged and t.converged and abs(s.value - t.value) < 1e-8*(1 + abs(t.value)), (seed, eps)
