@@ -122,6 +122,8 @@ def _solve(self,
     m = state(problem, f, g); p, s = m.p, ScaledSystem(m)
     if not isinstance(gr, (tuple, list)) or len(gr) != 2: raise TypeError(f"gr must be a pair of vectors; got {type(gr).__name__}")
     w, z = (check_like(f"gr[{k}]", v, t.shape, what, t, stack=False)[:, None] for k, (v, t, what) in enumerate(zip(gr, (p.a, p.b), ("(n,)", "(m,)"))))
+    if p.balanced: # the part along (1, -1)
+        on, onT = (s.root > 0).to(w), (s.T.root > 0).to(z); t = ((on*w).sum() - (onT*z).sum())/(on.sum() + onT.sum()); w, z = w - t*on, z + t*onT
     w, z = _over(w, s.root), _over(z, s.T.root)
     inv = [inverse_slope(self.preconditioner, t.marginal, p.eps)[:, None] for t in (m, m.T)]
     symmetric = self.symmetric or self.preconditioner == "identity"

@@ -533,6 +533,7 @@ def _operator_method(self, wrt="x", **options): # options of `hvp`
     from scipy.sparse.linalg import LinearOperator
     u, w = check_wrt(wrt)
     if self.inputs.x.ndim == 3: raise ValueError("hessian_operator takes one problem, not a batch")
+    if wrong := set(options) - {"solver", "tol", "max_iter", "ridge"}: raise TypeError(f"hessian_operator takes the options of hvp: solver, tol, max_iter, ridge; got {', '.join(sorted(wrong))}")
     _linear_solver(self, **options)                       # a wrong option is an error now, not in the first product
     su, sw, x = _shape(self, u), _shape(self, w), self.inputs.x
     def product(u, w, sw):

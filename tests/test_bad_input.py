@@ -166,7 +166,7 @@ LATER = {
     'hvp max_iter 2.5': (lambda s: s.hvp(P['x'], max_iter=2.5, solver='cg'), (TypeError, ValueError), 'max_iter must be a positive integer', '2.5'),
     'hvp ridge NaN': (lambda s: s.hvp(P['x'], ridge=nan, solver='cg'), ValueError, 'ridge must'),
     'hvp ridge a string': (lambda s: s.hvp(P['x'], ridge='1', solver='cg'), TypeError, 'ridge must'),
-    'operator keyword': (lambda s: s.hessian_operator('x', ridg=1.), TypeError, 'ridg'),
+    'operator keyword': (lambda s: s.hessian_operator('x', ridg=1.), TypeError, 'hessian_operator takes', 'ridg'),
     'init a tensor': (lambda s: solve(**P, eps=.1, init=P['a']), TypeError, 'init must be a Solution'),
     'init a tuple': (lambda s: solve(**P, eps=.1, init=(s.f, s.g)), TypeError, 'init must be a Solution'),
     'init of divergence': (lambda s: divergence(**P, eps=.1, init=s), TypeError, 'init must be a Divergence'),
