@@ -522,7 +522,7 @@ def sweep(
     sink:tuple=None,                # log weights, weights, where the next biases go (two), where the error goes
     safe:bool=False, cfg:tuple=None,
 ) -> Tensor: # out
-    "Row sums at the guess u, finished into log sums, or into new potentials if `sink` says where their biases and errors go."
+    "Row sums at the guess u, finished into log sums, or into new potentials if `sink` says where their biases and errors go; u is then read ahead: it must be older than what was launched last."
     BM, BN, W, NS, want = cfg or marginal_config(s); tiles, per, S = parts(s, BM, BN, want)
     fuse, chain = S == 1, chained(out.device); ends = (out, par, *(sink or (out, out, *bias, out)))
     part = bias[0] if fuse or safe else torch.empty(S, s.batch*tiles*BM, dtype=s.dtype, device=out.device)
