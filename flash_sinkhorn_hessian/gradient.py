@@ -23,8 +23,11 @@ class Moments(TwoSided):
         offset:Tensor=None,            # (..., 1, d) what the centring of the two clouds took out of x - y
     ):
         self.p, self.offset = p, offset
-        self.f, self.g, self.u, self.v = f, g, f/p.eps, g/p.eps
-
+        self.f, self.g = f, g
+    @cached_property
+    def u(self): "(..., n) f over eps"; return self.f/self.p.eps
+    @cached_property
+    def v(self): "(..., m) g over eps"; return self.g/self.p.eps
     @classmethod
     def known(cls, p, f, g, density, density_T):
         "Moments whose marginal densities (..., n) and (..., m) are known already: no pass is spent on them."
@@ -40,6 +43,8 @@ class Moments(TwoSided):
         return self.v + self.p.log_b
     @cached_property
     def _sums(self):
+        sums = getattr(self.p.geom, "sums", None)            # a geometry may have a short cut
+        if sums is not None and (out := sums(self.p, self.f, self.g)) is not None: return out
         y = self.p.geom.y.double()
         return self.p.geom.apply(self.u, self.wide_v, torch.cat([torch.ones_like(y[..., :1]), y], -1))
     @cached_property
@@ -53,7 +58,7 @@ class Moments(TwoSided):
     @cached_property
     def pull(self):
         "(..., n, d) `2 (x_i - T_i)`, the mean over row i of the derivative of the cost"
-        d = self.p.geom.x.double() - self.barycentre
+        d = self.p.geom.x - self.barycentre                  # float64, whatever the points are
         return 2 * (d if self.offset is None else d + self.offset)
     @property
     def marginal(self):

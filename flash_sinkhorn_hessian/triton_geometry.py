@@ -118,6 +118,13 @@ class TritonGeometry(TwoSided):
     @two_way
     def T(self): return TritonGeometry(self.y, self.x, self.eps, self.radii[::-1])
     @property
+    def at_once(self): return 64 if self.x.is_cuda else 4    # iterations between two looks at the errors, at most
+    @property
+    def patience(self):
+        "Sinkhorn iterations that take as long as a Newton step of few points, some six milliseconds of the host."
+        if not self.x.is_cuda: return 8
+        return 8 + int(.006/max(7e-6, 8e-13*self.x.shape[:-1].numel()*self.y.shape[-2]*(1 + self.x.shape[-1]/64)))
+    @property
     def exact(self):
         "Are differences needed, instead of expanded squares?"
         return 2*LOG2E/self.eps*self.radii[0]*self.radii[1] > LIMIT
@@ -307,7 +314,14 @@ def _setting(geom, p, step=1.):
     side = lambda p: (torch.tensor([1/p.eps, step*p.damping*p.eps, 1/p.rho_x], dtype=torch.float64, device=geom.x.device), geom.flat(p.log_a), geom.flat(p.a))
     return side(p), side(p.T)
 
-def _run(s, setting, f, g, steps):
+def _run_self(s, setting, f, g, steps): # the averaged iteration of a cloud against itself
+    par, la, a = setting[0]; tiles = parts(s, *marginal_config(s)[:2], marginal_config(s)[-1])[0]; even = -(-s.batch*tiles//2)*2
+    err = torch.zeros(steps, even, dtype=torch.float64, device=f.device); spare = tuple(torch.empty(s.batch, s.x.blocks*BLOCK, dtype=s.dtype, device=f.device) for _ in "hw")
+    for k in range(steps): f = sweep(s, f, column_bias(s, f, par, la), torch.empty_like(f), par, (la, a, *spare, err[k]))     # the bias is a kernel of its own: a sweep may read f before the sweep ahead is over
+    return f, f, 2*err[:, :s.batch*tiles].reshape(steps, s.batch, tiles).sum(-1)
+
+def _run(s, setting, f, g, steps, symmetric=False):
+    if symmetric: return _run_self(s, setting, f, g, steps)
     (par, la, a), (parT, lb, b) = setting; sT = s.T
     tiles = [-(-t.batch*parts(t, *marginal_config(t)[:2], marginal_config(t)[-1])[0]//2)*2 for t in (s, sT)]             # rows aligned to 16 bytes
     err, errT = (torch.zeros(steps, t, dtype=torch.float64, device=f.device) for t in tiles)
@@ -425,7 +439,7 @@ def kept(
 class Loop(Shared):
     "Sinkhorn iterations for one shape of problem at one regularisation, as CUDA graphs."
     def __init__(self, geom):
-        super().__init__(); self.eps, self.exact, self.owner, self.setting, self.runs = geom.eps, geom.exact, None, None, {}
+        super().__init__(); self.eps, self.exact, self.owner, self.setting, self.runs, self.ends = geom.eps, geom.exact, None, None, {}, 0
         self.clouds = owned(geom.clouds())
         lay = lambda: prepare(*self.clouds[:2], self.eps, (0., 0.), self.exact, balance=self.clouds[2])
         lay(); self.lay, self.scores = capture(lay)
@@ -435,14 +449,26 @@ class Loop(Shared):
         if self.setting is None: self.sides = tuple(tuple(owned(side)) for side in setting)
         if self.setting is not setting: fill(sum(self.sides, ()), sum(setting, ())); self.setting = setting
 
-    def __call__(self, geom, setting, f, g, steps):
+    def __call__(self, geom, setting, f, g, steps, symmetric=False):
+        with self.turn():
+            self.load(geom, setting); kind = steps, symmetric
+            if kind not in self.runs:
+                pair = owned((f, g)); _run(self.scores, self.sides, *pair, 1, symmetric)
+                self.runs[kind] = pair, *capture(lambda: _run(self.scores, self.sides, *pair, *kind))
+            pair, graph, out = self.runs[kind]; fill(pair, (f, g)); graph.replay()
+            return tuple(t.clone() for t in out)
+
+    def sums(self, geom, setting, f, g):
         with self.turn():
             self.load(geom, setting)
-            if steps not in self.runs:
-                pair = owned((f, g)); _run(self.scores, self.sides, *pair, 1)
-                self.runs[steps] = pair, *capture(lambda: _run(self.scores, self.sides, *pair, steps))
-            pair, graph, out = self.runs[steps]; fill(pair, (f, g)); graph.replay()
-            return tuple(t.clone() for t in out)
+            if isinstance(self.ends, int): # so often asked
+                self.ends += 1
+                if self.ends < 3: return None
+                pair = owned((f, g)); (par, *_), (parT, lb, _) = self.sides; y = self.clouds[1]
+                work = lambda: plan_product(self.scores, pair[0]*par[0], column_bias(self.scores, pair[1], parT, lb), torch.cat([torch.ones_like(y[..., :1]), y], -1).double())
+                work(); self.ends = pair, *capture(work)
+            pair, graph, out = self.ends; fill(pair, (f, g)); graph.replay()
+            return out.clone()
 
 _loops, _asked = OrderedDict(), OrderedDict()
 
@@ -457,13 +483,27 @@ def loop_for(geom) -> Loop: # or None: a large problem, the first two calls, no 
 
 # %% ../nbs/14_triton.ipynb #5c4ed022
 @_geometry
+def _constants(self, p): # as `_setting`, remembered
+    known = self._graphs.get("setting")
+    if known is None or known[0]() is not p:
+        other = other_side(self); theirs = other and other._graphs.get("setting")
+        setting = theirs[1][::-1] if theirs and theirs[0]() is p.T else _setting(self, p, .5 if p.symmetric else 1.)
+        self._graphs["setting"] = known = [weakref.ref(p), setting]
+    return known[1]
+
+@_geometry
+def _sums(self, p, f, g):
+    "(..., n, 1 + d) rows of the plan over their weights, times one and the points of the second cloud, as a record that belongs to the shape; None where there is none, or where so many points keep the GPU busy while the host prepares."
+    if self.x.shape[-2]*self.y.shape[-2] > 2**24 or (loop := loop_for(self)) is None: return None
+    out = loop.sums(self, self.constants(p), self.flat(f), self.flat(g))
+    return None if out is None else out.reshape(*self.batch, -1, out.shape[-1])
+
+@_geometry
 def _iterate(self, p, f, g, steps):
-    "`steps` Sinkhorn iterations without waiting: new f, new g, errors (steps, ...) of the pair before each of them."
-    f, g = self.flat(f), self.flat(g); run = self._graphs.get("setting")
-    if run is None or run[0]() is not p: run = self._graphs["setting"] = [weakref.ref(p), _setting(self, p)]
-    loop = loop_for(self)
-    if loop is None: f, g, err = _run(self.scores, run[1], f, g, steps)
-    else: f, g, err = loop(self, run[1], f, g, steps)
+    "`steps` Sinkhorn iterations, or averaged ones of a cloud against itself, without waiting: new f, new g, errors (steps, ...) of the pair before each of them."
+    f, g, setting, loop = self.flat(f), self.flat(g), self.constants(p), loop_for(self)
+    if loop is None: f, g, err = _run(self.scores, setting, f, g, steps, p.symmetric)
+    else: f, g, err = loop(self, setting, f, g, steps, p.symmetric)
     return f.reshape(p.a.shape), g.reshape(p.b.shape), err.reshape(steps, *self.batch)
 
 # %% ../nbs/14_triton.ipynb #5c4ed011

@@ -69,6 +69,24 @@ def test_recorded_loop_and_products():
     for k in range(5): assert ((p.geom.apply(u, v, k*V) - k*first).norm() <= 1e-5*first.norm()*max(k, 1))
     u += 1.; assert (p.geom.apply(u, v, V)/math.e - first).norm() < 1e-5*first.norm()   # changed in place: no stale replay
 
+def test_solves_of_one_shape_by_records():
+    "New points of one shape again and again: the schedule, the iterations and the end are replayed, and every value and gradient is that of float64; hard, relaxed, half relaxed, a cloud against itself, batches, weights of zero, float64, a small eps, few iterations."
+    import warnings
+    from flash_sinkhorn_hessian import divergence, solve
+    from flash_sinkhorn_hessian.core import ConvergenceWarning
+    gen = torch.Generator("cuda").manual_seed(5); u = lambda *s: torch.rand(*s, generator=gen, device="cuda")
+    for shape, eps, kw, dtype in (((200, 300), .05, {}, torch.float32), ((300, 300), .05, {}, torch.float32), ((200, 300), .05, dict(reach=.5), torch.float32), ((90, 40), .02, dict(reach_x=.3), torch.float32),
+                                  ((200, 150), 5e-4, {}, torch.float32), ((60, 70), .05, {}, torch.float64), ((1200, 1300), .02, {}, torch.float32)):
+        for B in ((), (3,)) if shape[0] < 1000 else ((),):
+            for k in range(5):
+                x, y = u(*B, shape[0], 3).to(dtype), u(*B, shape[1], 3).to(dtype); a = u(*B, shape[0]).to(dtype); a[..., 3*(k % 2)] = 0; a = a/a.sum(-1, keepdim=True); tol = 2e-5 if dtype == torch.float32 else 1e-9
+                s, w = solve(x, y, a, eps=eps, **kw), solve(x.double(), y.double(), a.double()/a.double().sum(-1, keepdim=True), eps=eps, backend="dense", **kw); assert s.converged and w.converged, (shape, eps, kw, B, k)
+                assert ((s.value - w.value).abs() <= tol*w.value.abs()).all() and (s.apply(y).double() - w.apply(y.double())).norm() <= 10*tol*w.apply(y.double()).norm()
+                for q in "xy": assert (s.grad(q).double() - w.grad(q)).norm() <= 5*tol*w.grad(q).norm(), (shape, eps, kw, B, k, q, ((s.grad(q).double() - w.grad(q)).norm()/w.grad(q).norm()).item())
+                if B == () and shape[0] < 1000 and len(kw) == 0: D, W = divergence(x, y, a, eps=eps), divergence(x.double(), y.double(), a.double()/a.double().sum(), eps=eps, backend="dense"); assert abs(D.value - W.value) <= 20*tol*w.value and (D.grad("x").double() - W.grad("x")).norm() <= 10*tol*w.grad("x").norm()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always"); s = solve(x, y, eps=1e-4, max_iter=30); assert not s.converged and s.n_iter <= 40 and any(issubclass(t.category, ConvergenceWarning) for t in said)
+
 def test_products_that_look_ahead():
     "Sixty-four columns at a known maximum, on a Hopper card in flight beside the powers of two: every form of the scores, odd sizes, weights of zero, batches, rows of any magnitude."
     from flash_sinkhorn_hessian.dual_energy import DenseGeometry
