@@ -71,6 +71,10 @@ class Problem:
     def log_a(self): return self.a.log()
     @cached_property
     def log_b(self): return self.b.log()
+    @cached_property
+    def total(self):
+        "(...,) mass of the product of the weights"
+        return self.a.sum(-1)*self.b.sum(-1)
     @property
     def eps(self): return self.geom.eps
     @property
@@ -141,4 +145,4 @@ def dual_energy(
     "The dual energy D(f, g), in units of the cost; its maximum is the entropic transport cost."
     conj = lambda w, h, rho: (w * (h if math.isinf(rho) else -rho*torch.expm1(-h/rho))).sum(-1)
     if mass is None: mass = (p.a * log_density(p, f, g).exp()).sum(-1)
-    return conj(p.a, f, p.rho_x) + conj(p.b, g, p.rho_y) - p.eps*(mass - p.a.sum(-1)*p.b.sum(-1))
+    return conj(p.a, f, p.rho_x) + conj(p.b, g, p.rho_y) - p.eps*(mass - p.total)

@@ -60,7 +60,7 @@ class Moments(TwoSided):
         "(..., n, d) `2 (x_i - T_i)`, the mean over row i of the derivative of the cost"
         d = self.p.geom.x - self.barycentre                  # float64, whatever the points are
         return 2 * (d if self.offset is None else d + self.offset)
-    @property
+    @cached_property
     def marginal(self):
         "(..., n) `P1`"
         return self.p.a * self.density

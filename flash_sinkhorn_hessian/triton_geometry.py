@@ -487,7 +487,7 @@ def _constants(self, p): # as `_setting`, remembered
     known = self._graphs.get("setting")
     if known is None or known[0]() is not p:
         other = other_side(self); theirs = other and other._graphs.get("setting")
-        setting = theirs[1][::-1] if theirs and theirs[0]() is p.T else _setting(self, p, .5 if p.symmetric else 1.)
+        setting = theirs[1][::-1] if theirs and (q := theirs[0]()) is not None and q.__dict__.get("T") is p else _setting(self, p, .5 if p.symmetric else 1.)
         self._graphs["setting"] = known = [weakref.ref(p), setting]
     return known[1]
 
