@@ -131,7 +131,7 @@ def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
             if len(errs) > 3:
                 rate = errs[-1]/errs[-2]; left = math.log(tol/errs[-1])/math.log(rate) if 0 < rate < 1 else math.inf
                 if left > patience and not p.symmetric: break
-                ask = max(4, min(most, 1 << int(left + 1).bit_length() - 1)) if left < math.inf and (p.balanced or p.symmetric) else 4
+                ask = max(4, min(most, 1 << int(left + 1).bit_length() - 1)) if left < math.inf else 4
             if len(errs) > 60 and p.symmetric and errs[-1] > .5*errs[-30]: info.stalled = True; break
             continue
         if errs and not p.symmetric: g, f = constant_step(p.T, g, f)

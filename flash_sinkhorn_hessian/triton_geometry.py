@@ -68,19 +68,21 @@ def products(s:Scores):
 
 def rehearse(s:Scores):
     "Compile in parallel what these operands are going to need; once for each kind of them, and other sizes in the background."
-    key = (s.mode, s.K, s.dtype, s.slot, s.scaled, s.d, marginal_config(s)[:4], s.sqx.device)
-    if INTERPRETED or key in _rehearsed or torch.cuda.is_current_stream_capturing(): return
-    _rehearsed.add(key)
+    plain = replace(s, scaled=False); forms = [s, plain] if s.scaled else [s]; key = lambda s: (s.mode, s.K, s.dtype, s.slot, s.scaled, s.d, marginal_config(s)[:4], s.sqx.device)
+    if INTERPRETED or key(s) in _rehearsed or torch.cuda.is_current_stream_capturing(): return
+    _rehearsed.update(map(key, forms))
     with rehearsal() as on:
         if on:
-            half_steps(s); products(replace(s, scaled=False))
-    if not (on and AHEAD) or (kind := (*key[:6], "ahead")) in _rehearsed: return
-    _rehearsed.add(kind)
+            for form in forms: half_steps(form)       # who walks down a schedule arrives at its end
+            products(plain)
+    if not (on and AHEAD) or (*key(s)[:6], "ahead") in _rehearsed: return
+    _rehearsed.update((*key(form)[:6], "ahead") for form in forms)
     def work(): # at best: who needs a kernel that is not there yet compiles it
         with torch.cuda.device(s.sqx.device), suppress(Exception):
             for other in other_sizes(s):
                 if not threading.main_thread().is_alive(): return
-                with rehearsal(2): half_steps(other)
+                with rehearsal(2):
+                    for form in forms: half_steps(replace(other, scaled=form.scaled))
     threading.Thread(target=work).start()   # not a daemon: a process that ends inside the compiler is aborted; this one stops after the size at hand
 
 # %% ../nbs/14_triton.ipynb #340219c6
@@ -168,13 +170,13 @@ class GraphMemory:
         self.size, self.graph = 0, torch.cuda.CUDAGraph(); self.graph.capture_begin(capture_error_mode="thread_local"); torch.zeros(1, device="cuda"); self.graph.capture_end()
     @classmethod
     def lend(cls): # one, and what its borrowers hold until they are gone
-        spare = cls.spare.setdefault(torch.cuda.current_device(), []); memory = spare.pop() if spare else cls(); lease = type("Lease", (), {})()
+        spare = cls.spare.setdefault(torch.cuda.current_device(), []); memory = spare.pop() if spare else cls(); lease = type("Lease", (), {})(); lease.memory = memory
         weakref.finalize(lease, memory.back, spare).atexit = False
         return memory, lease
     def back(self, spare):
         if self.size <= self.large and len(spare) < self.most: spare.append(self)
 
-def capture_parts(fn):
+def capture_parts(fn, beside=None):
     "Record a function of `cut` as several CUDA graphs with one pool of memory, which end where it calls `cut`: the graphs, to be replayed in order, and its static result. A long graph starts late: the GPU waits until the host has launched all of it. No garbage is collected meanwhile: an old graph that dies ends a recording; what other threads compile does not."
     torch.cuda.synchronize(); graphs, on, stream = [], gc.isenabled(), torch.cuda.Stream(); gc.disable()
     def begin(): graphs.append(torch.cuda.CUDAGraph()); graphs[-1].lease = lease; graphs[-1].capture_begin(memory.graph.pool(), capture_error_mode="thread_local")
@@ -182,7 +184,7 @@ def capture_parts(fn):
     stream.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(stream):
-            memory, lease = GraphMemory.lend(); before = torch.cuda.memory_reserved(); begin()
+            memory, lease = (beside.lease.memory, beside.lease) if beside else GraphMemory.lend(); before = torch.cuda.memory_reserved(); begin()
             try: out = fn(cut)
             finally: graphs[-1].capture_end(); memory.size += max(0, torch.cuda.memory_reserved() - before)
     finally:
@@ -190,9 +192,9 @@ def capture_parts(fn):
     torch.cuda.current_stream().wait_stream(stream)
     return graphs, out
 
-def capture(fn):
-    "The same for a function of no arguments, in one part: the graph, and its static result."
-    (graph,), out = capture_parts(lambda cut: fn())
+def capture(fn, beside=None):
+    "The same for a function of no arguments, in one part: the graph, and its static result; in the memory of the graph `beside`, if each result is taken away before the other is replayed."
+    (graph,), out = capture_parts(lambda cut: fn(), beside)
     return graph, out
 
 class RecordedProduct:
@@ -454,7 +456,7 @@ class Loop(Shared):
             self.load(geom, setting); kind = steps, symmetric
             if kind not in self.runs:
                 pair = owned((f, g)); _run(self.scores, self.sides, *pair, 1, symmetric)
-                self.runs[kind] = pair, *capture(lambda: _run(self.scores, self.sides, *pair, *kind))
+                self.runs[kind] = pair, *capture(lambda: _run(self.scores, self.sides, *pair, *kind), self.lay)
             pair, graph, out = self.runs[kind]; fill(pair, (f, g)); graph.replay()
             return tuple(t.clone() for t in out)
 
@@ -464,9 +466,9 @@ class Loop(Shared):
             if isinstance(self.ends, int): # so often asked
                 self.ends += 1
                 if self.ends < 3: return None
-                pair = owned((f, g)); (par, *_), (parT, lb, _) = self.sides; y = self.clouds[1]
-                work = lambda: plan_product(self.scores, pair[0]*par[0], column_bias(self.scores, pair[1], parT, lb), torch.cat([torch.ones_like(y[..., :1]), y], -1).double())
-                work(); self.ends = pair, *capture(work)
+                pair = owned((f, g)); lb, y = self.sides[1][1], self.clouds[1]
+                work = lambda: plan_product(self.scores, pair[0]/self.eps, column_bias(self.scores, pair[1]/self.eps + lb), torch.cat([torch.ones_like(y[..., :1]), y], -1).double())    # as `Moments` does it, to the last bit
+                work(); self.ends = pair, *capture(work, self.lay)
             pair, graph, out = self.ends; fill(pair, (f, g)); graph.replay()
             return out.clone()
 
@@ -494,7 +496,7 @@ def _constants(self, p): # as `_setting`, remembered
 @_geometry
 def _sums(self, p, f, g):
     "(..., n, 1 + d) rows of the plan over their weights, times one and the points of the second cloud, as a record that belongs to the shape; None where there is none, or where so many points keep the GPU busy while the host prepares."
-    if self.x.shape[-2]*self.y.shape[-2] > 2**24 or (loop := loop_for(self)) is None: return None
+    if self.x.shape[-2]*self.y.shape[-2] > 2**24 or torch.are_deterministic_algorithms_enabled() or (loop := loop_for(self)) is None: return None   # what later products know of it is not kept here, and changes their last bits
     out = loop.sums(self, self.constants(p), self.flat(f), self.flat(g))
     return None if out is None else out.reshape(*self.batch, -1, out.shape[-1])
 
