@@ -83,7 +83,7 @@ def rehearse(s:Scores):
                 if not threading.main_thread().is_alive(): return
                 with rehearsal(2):
                     for form in forms: half_steps(replace(other, scaled=form.scaled))
-    threading.Thread(target=work).start()   # not a daemon: a process that ends inside the compiler is aborted; this one stops after the size at hand
+    threading.Thread(target=work, name="kernels of other sizes").start()   # not a daemon: a process that ends inside the compiler is aborted; this one stops after the size at hand
 
 # %% ../nbs/14_triton.ipynb #340219c6
 def _here(method):
