@@ -118,12 +118,16 @@ class DualInfo:
 # %% ../nbs/07_newton.ipynb #c28933b3
 def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
     "Alternate until tol, or until the observed rate promises more than `patience` further iterations."
-    errs, ask, most = [], 4, getattr(p.geom, "at_once", 4)
+    errs, ask, most = [], 4, getattr(p.geom, "unseen", 4)
     many = getattr(p.geom, "iterate", None) if most > 4 or p.balanced and not p.symmetric else None
+    def several(f, g, k): # in calls of two lengths, so that there is little to record
+        parts = []
+        while k > 0: f, g, e = many(p, f, g, s := 16 if k >= 16 else min(k, 4)); k -= s; parts.append(e)
+        return f, g, torch.cat(parts)
     while info.n_iter < max_iter:
         if many is not None: # a geometry that iterates by itself is asked every four iterations, or where that is dear, every power of two that will not be too many
             if errs and not p.symmetric: g, f = constant_step(p.T, g, f)
-            f, g, e = many(p, f, g, min(ask, max_iter - info.n_iter)); new = e.reshape(len(e), -1).amax(1).tolist()
+            f, g, e = several(f, g, min(ask, max_iter - info.n_iter)); new = e.reshape(len(e), -1).amax(1).tolist()
             first = int(info.n_iter == 0)
             for e in new[first:]: watch(info, p.eps, e)
             info.n_iter += len(new); errs += new[first:]

@@ -120,7 +120,7 @@ class TritonGeometry(TwoSided):
     @two_way
     def T(self): return TritonGeometry(self.y, self.x, self.eps, self.radii[::-1])
     @property
-    def at_once(self): return 64 if self.x.is_cuda else 4    # iterations between two looks at the errors, at most
+    def unseen(self): return 64 if self.x.is_cuda else 4    # iterations between two looks at the errors, at most
     @property
     def patience(self):
         "Sinkhorn iterations that take as long as a Newton step of few points, some six milliseconds of the host."
