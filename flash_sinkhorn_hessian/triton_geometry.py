@@ -130,7 +130,8 @@ class TritonGeometry(TwoSided):
     def patience(self):
         "Sinkhorn iterations that take as long as a Newton step of few points, some six milliseconds of the host."
         if not recordable(self.x): return 8
-        return 8 + int(.006/max(7e-6, 8e-13*self.x.shape[:-1].numel()*self.y.shape[-2]*(1 + self.x.shape[-1]/64)))
+        d = self.x.shape[-1]; dear = 40 if self.x.dtype == torch.float64 else 1 if not self.exact else 2 if d <= 8 else 6   # float64, differences of coordinates
+        return 8 + int(.006/max(7e-6, 8e-13*dear*self.x.shape[:-1].numel()*self.y.shape[-2]*(1 + d/64)))
     @property
     def exact(self):
         "Are differences needed, instead of expanded squares?"
