@@ -85,7 +85,7 @@ class Problem:
     def balanced(self): return math.isinf(self.rho_x) and math.isinf(self.rho_y)
     def at(self, eps:float):
         "The same problem at another regularisation."
-        return replace(self, geom=self.geom.at(eps))
+        return self if eps == self.eps else replace(self, geom=self.geom.at(eps))
 
 # %% ../nbs/01_dual_energy.ipynb #5c4ed041
 def other_side(one):

@@ -129,12 +129,13 @@ def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
             if errs and not p.symmetric: g, f = constant_step(p.T, g, f)
             f, g, e = several(f, g, min(ask, max_iter - info.n_iter)); new = e.reshape(len(e), -1).amax(1).tolist()
             first = int(info.n_iter == 0)
-            for e in new[first:]: watch(info, p.eps, e)
-            info.n_iter += len(new); errs += new[first:]
+            for j, e in enumerate(new):
+                info.n_iter += 1
+                if j >= first: watch(info, p.eps, e); errs.append(e)
             if len(errs) > 1 and errs[-1] <= tol: return f, g, errs[-1]     # of the pair before the last step: no less than this one's
             if len(errs) > 3:
                 rate = errs[-1]/errs[-2]; left = math.log(tol/errs[-1])/math.log(rate) if 0 < rate < 1 else math.inf
-                if left > patience and not p.symmetric: break
+                if not p.symmetric and (left == math.inf or left > patience) or math.isnan(rate): break
                 ask = max(4, min(most, 1 << int(left + 1).bit_length() - 1)) if left < math.inf else 4
             if len(errs) > 60 and p.symmetric and errs[-1] > .5*errs[-30]: info.stalled = True; break
             continue
@@ -149,7 +150,7 @@ def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
             rate = errs[-1]/errs[-2]
             if not 0 < rate < 1 or math.log(tol/errs[-1])/math.log(rate) > patience: break
         if len(errs) > 60 and p.symmetric and errs[-1] > .5*errs[-30]: info.stalled = True; break
-    return f, g, errs[-1] if errs else math.inf
+    return f, g, errs[-1] if len(errs) > 1 else math.inf     # the first may be of a pair of which neither marginal is exact
 
 # %% ../nbs/07_newton.ipynb #6c3c210b
 def _newton_phase(p, f, g, tol, max_iter, info, watch, dense, reduce=None):
@@ -179,7 +180,7 @@ def descend(
 ) -> tuple: # f (..., n), g (..., m), or None
     "Potentials after two symmetric steps at each level, from a geometry that walks down a schedule by itself without waiting for its errors."
     walk = getattr(p.geom, "anneal", None)
-    if walk is None or len(levels) < 3 or 2*len(levels) >= max_iter or math.isinf(p.rho_x) != math.isinf(p.rho_y): return None
+    if walk is None or len(levels) < 3 or 2*len(levels) + 1 >= max_iter or math.isinf(p.rho_x) != math.isinf(p.rho_y): return None
     out = walk(p, sorted(2*levels, reverse=True), False)
     return out and out[:2]
 
@@ -223,7 +224,7 @@ def solve_dual(
     if init: return *climb(levels, *init), info
     down, first = descend(p, levels, max_iter) if dense or len(levels) <= 11 else None, None     # far down, conjugate gradients do better level by level
     if down is not None:
-        info.n_iter += 2*len(levels); f, g = climb(levels[-1:], *down)
+        info.n_iter += 2*len(levels) + 1; f, g = climb(levels[-1:], *down)
         if info.marginal_error <= 100*tol or info.n_iter >= max_iter: return f, g, info
         first = f, g, info.marginal_error, info.stalled               # a point without its partners, or worse: the slow way
     f, g = climb(levels, torch.zeros_like(p.a), torch.zeros_like(p.b))

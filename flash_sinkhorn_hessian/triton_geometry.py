@@ -372,7 +372,7 @@ def _alternate(self, p, f, g):
     if len(self._graphs) > 8: self._graphs.clear()
     if key not in self._graphs or self._graphs[key][0]() is not p: self._graphs[key] = [weakref.ref(p), _setting(self, p), 0]   # p knows this geometry: a strong link would make a ring
     self._graphs[key][2] += 1
-    if self._graphs[key][2] > 3 and recordable(self.x):
+    if self._graphs[key][2] > 3 and not p.symmetric and recordable(self.x):
         f, g, err = self.iterate(p, f, g, 1)
         return f, g, err[0]
     f, g, err = _run(self.scores, self._graphs[key][1], self.flat(f), self.flat(g), 1)
@@ -468,10 +468,11 @@ class Loop(Shared):
 
     def sums(self, geom, setting, f, g):
         with self.turn():
-            self.load(geom, setting)
             if isinstance(self.ends, int): # so often asked
                 self.ends += 1
                 if self.ends < 3: return None
+            self.load(geom, setting)
+            if isinstance(self.ends, int):
                 pair = owned((f, g)); lb, y = self.sides[1][1], self.clouds[1]
                 work = lambda: plan_product(self.scores, pair[0]/self.eps, column_bias(self.scores, pair[1]/self.eps + lb), torch.cat([torch.ones_like(y[..., :1]), y], -1).double())    # as `Moments` does it, to the last bit
                 work(); self.ends = pair, *capture(work, self.lay)

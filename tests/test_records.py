@@ -46,6 +46,11 @@ for n, m, rho, batch, same in ((7, 9, (math.inf, math.inf), (), False), (8, 8, (
         assert (f - F).abs().max() < 1e-6 and (g - G).abs().max() < 1e-6 and (e[-1] - E).abs().max() < 1e-6 and (a[..., None]*(M.pull - Moments(D, F, G).pull)).abs().max() < 1e-6, (n, m, k); counts.append(len(made))
     loop = next(reversed(T._loops.values())); assert list(loop.runs) == [(2, same)] and not isinstance(loop.ends, int) and loop.owner() is None
     assert counts[2] > counts[0] and counts[3] <= counts[2] + 1, counts      # nothing new for the fourth but, perhaps, the sums
+
+# a cloud against itself may still be asked for alternating steps, also once they would be recorded
+gpu[0] = True; x, a = u(6, 2) - .5, torch.full((6,), 1/6, dtype=torch.float64); p, D = (Problem(kind(x, x, .2), a, a, symmetric=True) for kind in (T.TritonGeometry, DenseGeometry)); f = g = F = G = 0*a
+for _ in range(5): f, g, e = alternate(p, f, g); F, G, E = alternate(D, F, G)
+assert (f - F).abs().max() < 1e-6 and (g - G).abs().max() < 1e-6 and abs(e - E) < 1e-6
 print("records", len(made), "replays", len(replays), "ok")
 '''
 
