@@ -116,6 +116,10 @@ class DualInfo:
     history:list=field(default_factory=list) # (n_iter, eps, marginal error)
 
 # %% ../nbs/07_newton.ipynb #c28933b3
+def _left(errs, tol): # iterations that the ratio of the last two errors promises, inf if none
+    rate = errs[-1]/errs[-2]
+    return math.log(tol/errs[-1])/math.log(rate) if 0 < rate < 1 else math.inf
+
 def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
     "Alternate until tol, or until the observed rate promises more than `patience` further iterations."
     errs, ask, most = [], 4, getattr(p.geom, "unseen", 4)
@@ -125,30 +129,25 @@ def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
         while k > 0: f, g, e = many(p, f, g, s := 16 if k >= 16 else min(k, 4)); k -= s; parts.append(e)
         return f, g, torch.cat(parts)
     while info.n_iter < max_iter:
+        if errs and not p.symmetric: g, f = constant_step(p.T, g, f)
         if many is not None: # a geometry that iterates by itself is asked every four iterations, or where that is dear, every power of two that will not be too many
-            if errs and not p.symmetric: g, f = constant_step(p.T, g, f)
-            f, g, e = several(f, g, min(ask, max_iter - info.n_iter)); new = e.reshape(len(e), -1).amax(1).tolist()
             first = int(info.n_iter == 0)
-            for j, e in enumerate(new):
+            f, g, e = several(f, g, min(ask, max_iter - info.n_iter))
+            for j, e in enumerate(e.reshape(len(e), -1).amax(1).tolist()):
                 info.n_iter += 1
                 if j >= first: watch(info, p.eps, e); errs.append(e)
             if len(errs) > 1 and errs[-1] <= tol: return f, g, errs[-1]     # of the pair before the last step: no less than this one's
-            if len(errs) > 3:
-                rate = errs[-1]/errs[-2]; left = math.log(tol/errs[-1])/math.log(rate) if 0 < rate < 1 else math.inf
-                if not p.symmetric and (left == math.inf or left > patience) or math.isnan(rate): break
-                ask = max(4, min(most, 1 << int(left + 1).bit_length() - 1)) if left < math.inf else 4
-            if len(errs) > 60 and p.symmetric and errs[-1] > .5*errs[-30]: info.stalled = True; break
-            continue
-        if errs and not p.symmetric: g, f = constant_step(p.T, g, f)
-        f1, g1, e = (self_step if p.symmetric else alternate)(p, f, g); info.n_iter += 1
-        if errs or p.symmetric or info.n_iter > 1:
-            e = e.max().item(); errs.append(e)
-            if len(errs) > 1: watch(info, p.eps, e)
-            if len(errs) > 1 and e <= tol: return f, g, e
-        f, g = f1, g1
-        if len(errs) > 3 and not p.symmetric:
-            rate = errs[-1]/errs[-2]
-            if not 0 < rate < 1 or math.log(tol/errs[-1])/math.log(rate) > patience: break
+        else:
+            f1, g1, e = (self_step if p.symmetric else alternate)(p, f, g); info.n_iter += 1
+            if errs or p.symmetric or info.n_iter > 1:
+                e = e.max().item(); errs.append(e)
+                if len(errs) > 1: watch(info, p.eps, e)
+                if len(errs) > 1 and e <= tol: return f, g, e
+            f, g = f1, g1
+        if len(errs) > 3:
+            left = _left(errs, tol)
+            if math.isnan(errs[-1]) or not p.symmetric and (left > patience or left == math.inf): break
+            ask = max(4, min(most, 1 << int(left + 1).bit_length() - 1)) if left < math.inf else 4
         if len(errs) > 60 and p.symmetric and errs[-1] > .5*errs[-30]: info.stalled = True; break
     return f, g, errs[-1] if len(errs) > 1 else math.inf     # the first may be of a pair of which neither marginal is exact
 

@@ -183,7 +183,7 @@ class GraphMemory:
         if self.size <= self.large and len(spare) < self.most: spare.append(self)
 
 def capture_parts(fn, beside=None):
-    "Record a function of `cut` as several CUDA graphs with one pool of memory, which end where it calls `cut`: the graphs, to be replayed in order, and its static result. A long graph starts late: the GPU waits until the host has launched all of it. No garbage is collected meanwhile: an old graph that dies ends a recording; what other threads compile does not."
+    "Record a function of `cut` as several CUDA graphs with one pool of memory (that of the graph `beside`, if there is one), which end where it calls `cut`: the graphs, to be replayed in order, and its static result. A long graph starts late: the GPU waits until the host has launched all of it. No garbage is collected meanwhile: an old graph that dies ends a recording; what other threads compile does not."
     torch.cuda.synchronize(); graphs, on, stream = [], gc.isenabled(), torch.cuda.Stream(); gc.disable()
     def begin(): graphs.append(torch.cuda.CUDAGraph()); graphs[-1].lease = lease; graphs[-1].capture_begin(memory.graph.pool(), capture_error_mode="thread_local")
     def cut(): graphs[-1].capture_end(); begin()
@@ -467,6 +467,7 @@ class Loop(Shared):
             return tuple(t.clone() for t in out)
 
     def sums(self, geom, setting, f, g):
+        "(B, 1, n, 1 + d) as `TritonGeometry.sums`; None the first two times."
         with self.turn():
             if isinstance(self.ends, int): # so often asked
                 self.ends += 1
