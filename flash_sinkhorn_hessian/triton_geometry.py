@@ -172,6 +172,7 @@ def _geometry(method): # add a method to the class, in the cell that explains it
 class GraphMemory:
     "A pool of memory for recordings. PyTorch keeps the pool of a graph that is gone until it runs out of memory, and a training that records at every step would collect them; here the next recording takes it, unless it is large. A small graph of its own keeps it valid."
     most, large, spare = 8, 1 << 25, {} # pools kept, bytes up to which, and those of each device that no recording uses
+    turn, streams = threading.RLock(), {} # one recording at a time, and the stream of each device they are made on: what a pool got for one stream it does not give to another
     def __init__(self):
         self.size, self.graph = 0, torch.cuda.CUDAGraph(); self.graph.capture_begin(capture_error_mode="thread_local"); torch.zeros(1, device="cuda"); self.graph.capture_end()
     @classmethod
@@ -184,17 +185,19 @@ class GraphMemory:
 
 def capture_parts(fn, beside=None):
     "Record a function of `cut` as several CUDA graphs with one pool of memory (that of the graph `beside`, if there is one), which end where it calls `cut`: the graphs, to be replayed in order, and its static result. A long graph starts late: the GPU waits until the host has launched all of it. No garbage is collected meanwhile: an old graph that dies ends a recording; what other threads compile does not."
-    torch.cuda.synchronize(); graphs, on, stream = [], gc.isenabled(), torch.cuda.Stream(); gc.disable()
+    graphs, here = [], torch.cuda.current_device()
     def begin(): graphs.append(torch.cuda.CUDAGraph()); graphs[-1].lease = lease; graphs[-1].capture_begin(memory.graph.pool(), capture_error_mode="thread_local")
     def cut(): graphs[-1].capture_end(); begin()
-    stream.wait_stream(torch.cuda.current_stream())
-    try:
-        with torch.cuda.stream(stream):
-            memory, lease = (beside.lease.memory, beside.lease) if beside else GraphMemory.lend(); before = torch.cuda.memory_reserved(); begin()
-            try: out = fn(cut)
-            finally: graphs[-1].capture_end(); memory.size += max(0, torch.cuda.memory_reserved() - before)
-    finally:
-        if on: gc.enable()
+    with GraphMemory.turn:
+        torch.cuda.synchronize(); on, stream = gc.isenabled(), GraphMemory.streams.get(here) or GraphMemory.streams.setdefault(here, torch.cuda.Stream()); gc.disable()
+        stream.wait_stream(torch.cuda.current_stream())
+        try:
+            with torch.cuda.stream(stream):
+                memory, lease = (beside.lease.memory, beside.lease) if beside else GraphMemory.lend(); before = torch.cuda.memory_reserved(); begin()
+                try: out = fn(cut)
+                finally: graphs[-1].capture_end(); memory.size += max(0, torch.cuda.memory_reserved() - before)
+        finally:
+            if on: gc.enable()
     torch.cuda.current_stream().wait_stream(stream)
     return graphs, out
 
