@@ -33,7 +33,8 @@ def measure(
     cold = None if warm else block(1)[0]
     if cold and cold > .1: block(1)               # the second call may compile, too
     first, out = block(1)
-    if cold and first > 5*cold: first, out = block(1)   # slower than the first: it compiled, or recorded
+    for _ in range(3):
+        if cold and first > 1.5*cold: first, out = block(1)   # slower than the first: it compiled, or recorded
     k = max(1, min(500, int(.01/max(first, 1e-9)))); times = [] if first < seconds else [first]
     while len(times) < (least if first < seconds else 1) or (sum(times)*k < seconds and len(times) < most):
         t, out = block(k); times.append(t)
