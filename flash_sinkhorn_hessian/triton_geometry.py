@@ -450,7 +450,7 @@ def kept(
 class Loop(Shared):
     "Sinkhorn iterations for one shape of problem at one regularisation, as CUDA graphs."
     def __init__(self, geom):
-        super().__init__(); self.eps, self.exact, self.owner, self.setting, self.runs, self.ends = geom.eps, geom.exact, None, None, {}, 0
+        super().__init__(); self.eps, self.exact, self.owner, self.setting, self.runs, self.ends = geom.eps, geom.exact, None, None, OrderedDict(), 0
         self.clouds = owned(geom.clouds())
         lay = lambda: prepare(*self.clouds[:2], self.eps, (0., 0.), self.exact, balance=self.clouds[2])
         lay(); self.lay, self.scores = capture(lay)
@@ -462,11 +462,11 @@ class Loop(Shared):
 
     def __call__(self, geom, setting, f, g, steps, symmetric=False):
         with self.turn():
-            self.load(geom, setting); kind = steps, symmetric
-            if kind not in self.runs:
+            self.load(geom, setting)
+            def record():
                 pair = owned((f, g)); _run(self.scores, self.sides, *pair, 1, symmetric)
-                self.runs[kind] = pair, *capture(lambda: _run(self.scores, self.sides, *pair, *kind), self.lay)
-            pair, graph, out = self.runs[kind]; fill(pair, (f, g)); graph.replay()
+                return pair, *capture(lambda: _run(self.scores, self.sides, *pair, steps, symmetric), self.lay)
+            pair, graph, out = kept(self.runs, (steps, symmetric), record); fill(pair, (f, g)); graph.replay()
             return tuple(t.clone() for t in out)
 
     def sums(self, geom, setting, f, g):
