@@ -7,6 +7,9 @@ from .samples_loss import SamplesLoss
 from .torch_sinkhorn_hessian import TorchSinkhornHessian
 from .implicit_diff_api import ImplicitDiff
 
+__all__ = ["ConvergenceWarning", "solve", "divergence", "Solution", "Divergence", "ot_cost", "ot_hvp", "sinkhorn_divergence", "sinkhorn_divergence_hvp",
+           "SamplesLoss", "TorchSinkhornHessian", "ImplicitDiff"]     # `import *` brings these, and no module of the same name as another package
+
 def __getattr__(name):
     "What needs JAX is imported when it is asked for."
     if name != "SinkhornHessian": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

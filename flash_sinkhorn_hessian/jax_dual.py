@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['DIRECT', 'WHOLE', 'TILE', 'CHOLESKY', 'CUT', 'Problem', 'Options', 'scores', 'costs', 'rows_at_a_time', 'over_rows',
            'apply', 'densities', 'products', 'gram', 'Scaled', 'scaled', 'project', 'is_small', 'schur_matrix',
-           'schur_factor', 'cg', 'State', 'conjugate', 'target', 'slack', 'dual_value', 'evaluate', 'sinkhorn_move',
-           'newton_move', 'Loop', 'choose', 'accepts', 'advance', 'Info', 'climb', 'Path', 'floored', 'cholesky_solve',
-           'complement', 'path_step', 'follow_path', 'down_and_on', 'plain_steps', 'best_of', 'maximise_dual',
-           'log_density', 'average_self', 'self_step', 'solve_self']
+           'schur_factor', 'cg', 'State', 'conjugate', 'target', 'slack', 'dual_value', 'best_constant', 'evaluate',
+           'sinkhorn_move', 'newton_move', 'Loop', 'choose', 'accepts', 'advance', 'Info', 'climb', 'Path', 'floored',
+           'cholesky_solve', 'complement', 'path_step', 'follow_path', 'down_and_on', 'plain_steps', 'best_of',
+           'maximise_dual', 'log_density', 'average_self', 'self_step', 'solve_self']
 
 # %% ../nbs/23_jax_dual.ipynb #a2250573
 import math
@@ -195,9 +195,15 @@ def dual_value(o:Options, p:Problem, f, g, mass):
     return p.a @ conjugate(f, o.rho_x) + p.b @ conjugate(g, o.rho_y) - p.eps*(mass - p.a.sum()*p.b.sum())
 
 # %% ../nbs/23_jax_dual.ipynb #83d9ef24
+def best_constant(o:Options, p:Problem, f, g): # potentials, f exact for g
+    "What to take from g so that the dual energy is largest (f then gains `1/(1 + eps/rho_x)` times that), in closed form; a penalty that hardly bends would take Newton there in small steps. Zero between hard marginals."
+    if o.balanced: return jnp.zeros_like(p.eps)
+    lse = lambda w, h, rho: jax.nn.logsumexp(-h/rho, b=w)
+    return (lse(p.a, f, o.rho_x) - lse(p.b, g, o.rho_y))/(1/(o.rho_x + p.eps) + 1/o.rho_y)
+
 def evaluate(
     o:Options, p:Problem, g:jax.Array, # (m,)
-) -> State:
+) -> State: # where both marginals are relaxed or one is, with the best constant in g
     "One pass, one exponential a score. Exponents are capped where a point without weight could overflow."
     cap, v, damping = 600. if g.dtype == jnp.float64 else 80., g/p.eps, 1/(1 + p.eps/o.rho_x)
     has_weight = jnp.where(p.b > 0, 0., -jnp.inf)
@@ -208,7 +214,8 @@ def evaluate(
         u = -damping*(top + jnp.log(E @ p.b))
         return u, (w*jnp.exp(u + top)) @ E
     u, dens = over_rows(fn, o, p, jnp.zeros_like(p.a), p.a)
-    f, dens = p.eps*u, jnp.clip(dens, 1e-30, 1e30)
+    t = best_constant(o, p, p.eps*u, g)
+    f, g, dens = p.eps*u + damping*t, g - t, jnp.clip(dens*jnp.exp(-t/(o.rho_x + p.eps)), 1e-30, 1e30)
     err = (p.b*jnp.abs(target(g, o.rho_y) - dens)).sum()
     return State(g, f, dens, err, dual_value(o, p, f, g, (p.a*target(f, o.rho_x)).sum()))
 
@@ -346,22 +353,23 @@ def complement(o:Options, Q, c, ridge=0.): # (m, n) plan over the square roots o
 def path_step(
     o:Options, p:Problem, C:jax.Array, # p at the eps of the level; (n, m) costs
     g:jax.Array, f:jax.Array,          # (m,) point; (n,) potential from the round before
-) -> tuple: # f (n,) exact for g, L1 error of the second marginal, Newton's step (m,)
+) -> tuple: # f (n,) exact for g, g with the best constant, L1 error of the second marginal, Newton's step (m,) but for a constant
     "One pass and one Cholesky factorisation."
     al, be, tiny, least = slack(p.eps, o.rho_x), slack(p.eps, o.rho_y), jnp.finfo(g.dtype).eps, 1e-30 if g.dtype == jnp.float64 else 1e-20
     E = jnp.exp(jnp.minimum((f[:, None] + g - C)/p.eps, 600. if g.dtype == jnp.float64 else 80.))
     r = E @ p.b
-    new = (f - p.eps*jnp.log(r))/al
-    w = p.a/r if math.isinf(o.rho_x) else p.a*jnp.exp((new - f)/p.eps)           # the kernel is w/a times E
+    new = (f - p.eps*jnp.log(r))/al; t = best_constant(o, p, new, g)
+    w = (p.a/r if math.isinf(o.rho_x) else p.a*jnp.exp((new - f)/p.eps))*jnp.exp(-t/(o.rho_x + p.eps))           # the kernel is w/a times E
+    new, g = new + t/al, g - t
     dens, want = jnp.clip(w @ E, least, 1/least), target(g, o.rho_y)
     c, root = be*p.b*dens, jnp.sqrt(al*p.a*jnp.maximum(target(new, o.rho_x), least))
     res = -g/o.rho_y - jnp.log(dens)
     dg = cholesky_solve(complement(o, w/root*E.T*p.b[:, None], c, 500*tiny), p.eps/be*c*res)
-    return new, (p.b*jnp.abs(want - dens)).sum(), dg
+    return new, g, (p.b*jnp.abs(want - dens)).sum(), dg if o.balanced else dg - (p.b @ dg)/p.b.sum()
 
 # %% ../nbs/23_jax_dual.ipynb #36258d28
 def follow_path(
-    step,                 # function (problem, costs, g, f) -> f, error, Newton's step
+    step,                 # function (problem, costs, g, f) -> f, g, error, Newton's step
     o:Options, p:Problem, tol, f0, # L1 error wanted; function of the costs: where f starts
 ) -> tuple: # f (n,), g (m,), L1 error (inf if the last eps was not reached), rounds
     "Newton along a path of eps; gives up after forty whole steps at the last one, or 300 in all."
@@ -370,7 +378,7 @@ def follow_path(
     def go(w): _, err, whole, it = w.numbers; return ~(err <= tol) & (whole < 40) & (it < min(300, o.max_iter)) & ~jnp.isnan(err)
     def advance(w):
         (eps, _, whole, it), g = w.numbers, w.g + w.move
-        f, err, dg = step(p._replace(eps=eps), C, g, w.f)
+        f, g, err, dg = step(p._replace(eps=eps), C, g, w.f)
         h = jnp.minimum(1., CUT*eps/jnp.maximum(jnp.abs(dg).max(), 1e-30))
         full, last = h >= .99, eps <= p.eps
         numbers = jnp.where(full, jnp.maximum(eps/2, p.eps), eps), jnp.where(last | jnp.isnan(err), err, jnp.inf), whole + (full & last), it + 1
@@ -399,7 +407,7 @@ def down_and_on(
 
 def plain_steps(o:Options, p:Problem, tol, wanted=True): # as for `down_and_on`
     "f (n,), g (m,), Info: Sinkhorn's steps, which survive what Newton's do not (a plan whose mass rounds to nothing, say)."
-    def step(here, g): s = evaluate(o, here, g); return s.err, s.f, g + sinkhorn_move(o, here, s)
+    def step(here, g): s = evaluate(o, here, g); return s.err, s.f, s.g + sinkhorn_move(o, here, s)
     f, g, err, it = down_and_on(step, o, p, tol, 0*p.b, wanted)
     return f, g, Info(err, it, dual_value(o, p, f, g, (p.a*target(f, o.rho_x)).sum()))
 
@@ -449,11 +457,11 @@ def _self_info(o, p, f, err, it): return Info(err, it, dual_value(o, p, f, f, (p
 
 # %% ../nbs/23_jax_dual.ipynb #be4ebad8
 def self_step(o:Options, p:Problem, C, f, _): # costs (n, n), potential (n,)
-    "f, L1 error of both marginals, Newton's step (n,)."
+    "f twice, L1 error of both marginals, Newton's step (n,)."
     want, cap, least = -f/o.rho_x, *((600., 1e-30) if f.dtype == jnp.float64 else (80., 1e-20))
     K = jnp.exp(jnp.minimum((f[:, None] + f - C)/p.eps, cap)); r = jnp.maximum(p.b @ K, least)
     S = p.b[:, None]*K*p.b + jnp.diag(slack(p.eps, o.rho_x)*p.b*r)
-    return f, 2*(p.b*jnp.abs(target(f, o.rho_x) - r)).sum(), cholesky_solve(S, p.eps*p.b*r*(want - jnp.log(r)))
+    return f, f, 2*(p.b*jnp.abs(target(f, o.rho_x) - r)).sum(), cholesky_solve(S, p.eps*p.b*r*(want - jnp.log(r)))
 
 def solve_self(
     o:Options, p:Problem, tol, # a problem whose clouds and weights agree

@@ -205,10 +205,11 @@ def solve_dual(
     dense = can and (p.a.shape[-1]*p.b.shape[-1] <= 1 << 20 or p.geom.name == "dense")                  # at once, or only if conjugate gradients do not get there
     radius = lambda x: x.double().norm(dim=-1).max().item()
     levels = [p.eps] if init else eps_schedule(p.eps, (radius(p.geom.x) + radius(p.geom.y))**2)
-    def climb(levels, f, g):
+    fine = dense and len(levels) > 11        # a point without a partner is an error of its weight: far down, a level is to see it
+    def climb(levels, f, g, max_iter=max_iter, fine=fine):
         before = None
         for k, eps in enumerate(levels):
-            q, last, info.stalled = p.at(eps), k == len(levels) - 1, False; goal = tol if last else 1e-3 if dense and len(levels) > 11 else .1   # a point without a partner is an error of 1/m
+            q, last, info.stalled = p.at(eps), k == len(levels) - 1, False; goal = tol if last else 1e-3 if fine else .1
             if before is not None and k > 2:
                 w = (levels[k-1] - eps) / (levels[k-2] - levels[k-1])
                 f, g, before = f + w*(f - before[0]), g + w*(g - before[1]), (f, g)
@@ -221,11 +222,13 @@ def solve_dual(
         info.marginal_error, info.converged = e, e <= tol
         return f, g
     if init: return *climb(levels, *init), info
-    down, first = descend(p, levels, max_iter) if dense or len(levels) <= 11 else None, None     # far down, conjugate gradients do better level by level
-    if down is not None:
-        info.n_iter += 2*len(levels) + 1; f, g = climb(levels[-1:], *down)
-        if info.marginal_error <= 100*tol or info.n_iter >= max_iter: return f, g, info
-        first = f, g, info.marginal_error, info.stalled               # a point without its partners, or worse: the slow way
-    f, g = climb(levels, torch.zeros_like(p.a), torch.zeros_like(p.b))
-    if first and not (info.marginal_error <= first[2] or math.isnan(first[2])): f, g, info.marginal_error, info.stalled = first
+    down, zeros, best = descend(p, levels, max_iter) if dense or len(levels) <= 11 else None, (torch.zeros_like(p.a), torch.zeros_like(p.b)), None     # far down, conjugate gradients do better level by level
+    ways = [] if down is None else [(levels[-1:], down, False, 0.)]
+    if dense and not fine: ways.append((levels, zeros, False, 1e-5))
+    for path, start, careful, enough in (*ways, (levels, zeros, fine or dense, math.inf)):          # each but the last may end with a point without its partners, or worse, and then a slower one is tried
+        if path is not levels: info.n_iter += 2*len(levels) + 1
+        f, g = climb(path, *start, max_iter if enough == math.inf else min(max_iter, info.n_iter + 300), careful); e = info.marginal_error
+        if best is None or e <= best[2] or math.isnan(best[2]): best = f, g, e, info.stalled
+        if e <= max(100*tol, enough) or info.n_iter >= max_iter: break
+    f, g, info.marginal_error, info.stalled = best; info.converged = info.marginal_error <= tol
     return f, g, info

@@ -11,7 +11,8 @@ __all__ = ['BACKENDS', 'SETTINGS', 'diameter_of', 'blur_schedule', 'shifted', 'A
 import inspect
 import math
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, wraps
+from threading import RLock
 
 import numpy as np
 import torch
@@ -212,7 +213,7 @@ class Estimate:
         state=None,  # tensors f, g, f0, g0 of every term, if the schedule has been run before
         wanted="",   # names of the clouds whose gradient will be asked for: a hint
     ):
-        self.s, self.wanted = s, wanted
+        self.s, self.wanted, self.lock = s, wanted, RLock()
         relaxed = dict(reach=s.reach, reach_x=s.reach_x, reach_y=s.reach_y)
         i = validate(x, y, a, b, eps=s.blur**2 if s.eps is None else s.eps, half_cost=s.half_cost, **relaxed)
         self.levels = [e/i.scale for e in schedule_levels(s, i.x, i.y)]
@@ -252,7 +253,12 @@ def own_inputs(
     return replace(i, x=z, y=z, a=w, b=w)
 
 def _add(name): # add a method to the class, in the cell that explains it
-    def add(f): f.__name__, f.__qualname__ = name, f"Estimate.{name}"; setattr(Estimate, name, f); return f
+    def add(f):
+        f.__name__, f.__qualname__ = name, f"Estimate.{name}"
+        @wraps(f)
+        def run(self, *args): # threads wait for each other: they share buffers
+            with self.lock: return f(self, *args)
+        setattr(Estimate, name, run); return f
     return add
 
 # %% ../nbs/19_samples_loss.ipynb #23ddcbfa
@@ -323,7 +329,7 @@ class Pull(Function):
             g = pull(sol.terms[0], k)
             if sol.s.debias: g = g - (pull(sol.terms[1 + k], 0) + pull(sol.terms[1 + k], 1))/2
             return (w[k].double()[..., None]*g*sol.inputs.scale).to(x.dtype)
-        return tuple(one("xy".index(u)) for u in out)
+        with sol.lock: return tuple(one("xy".index(u)) for u in out)
     @staticmethod
     def setup_context(ctx, inputs, output): pass
     @staticmethod

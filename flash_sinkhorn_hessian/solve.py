@@ -12,10 +12,11 @@ import math
 import os
 import sys
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property, wraps
 from numbers import Integral, Real
+from threading import RLock
 
 import torch
 from torch import Tensor
@@ -136,11 +137,12 @@ def _weightless(p, f, g):
 
 # %% ../nbs/10_solve.ipynb #dabd5e6f
 def exact(fn):
-    "Run a function with `torch.autocast` switched off, on the GPU of its points if they are on one: its first argument, or those of the solution whose method it is."
+    "Run a function with `torch.autocast` switched off, on the GPU of its points if they are on one: its first argument, or those of the solution whose method, and turn, it is."
     @wraps(fn)
     def run(*args, **kw):
         with ExitStack() as stack:
-            x = args[0] if args else kw.get("x"); x = x.inputs.x if hasattr(x, "inputs") else x
+            x = args[0] if args else kw.get("x")
+            if hasattr(x, "turn"): stack.enter_context(x.turn()); x = x.inputs.x
             if isinstance(x, Tensor) and x.is_cuda and x.device.index != torch.cuda.current_device(): stack.enter_context(torch.cuda.device(x.device))
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device): stack.enter_context(torch.autocast(device, enabled=False))
@@ -155,7 +157,7 @@ class Solution:
     `backend` str; `cg_info`, how the linear solve of the last product ended (steps, relative residual, converged).
 
     Methods: `plan`, `apply`, `apply_t`, `grad`, `hvp`, `hessian`, `hessian_operator`. A batch puts B in front of every shape.
-    Results have the dtype of the points (half precision: float32).
+    Results have the dtype of the points (half precision: float32). Threads may share a solution: its methods wait for each other.
     """
     def __init__(self,
         inputs:Inputs,      # validated inputs, in the user's coordinates
@@ -171,7 +173,17 @@ class Solution:
         self.cg_info = None                                # how the last linear solve ended
         self._solvers = {}                                 # factorisations, by ridge
         self._leaves = None                                # what autograd is to differentiate in
+        self._lock, self._stream = RLock(), torch.cuda.current_stream(inputs.x.device) if inputs.x.is_cuda else None
         self._again = (None,)*3                            # the last product, if it was recorded from end to end, and how it was solved
+
+    @contextmanager
+    def turn(self):
+        "One thread at a time, and on a GPU one stream: buffers, and what earlier products have learnt, belong to all."
+        with self._lock:
+            if self._stream is not None and (now := torch.cuda.current_stream(self.inputs.x.device)) != self._stream:
+                if not torch.cuda.is_current_stream_capturing(): now.wait_stream(self._stream)
+                self._stream = now
+            yield
 
     @cached_property
     def _second(self): # moments for second derivatives: on the pairs that matter, where they are few
@@ -421,9 +433,10 @@ def _linear_solver(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
     return sol._solvers[ridge]
 
 def _hvp(sol, v, out, options, dtype=torch.float64): # v: dict of (..., k, ...) directions
-    solver = _linear_solver(sol, **options)
-    res = hvp(sol._second, v, out, solver, sol._system, dtype)
-    sol.cg_info = getattr(solver, "info", None) or SolveInfo(0, 0., 1., True, "cholesky"); sol._solver = solver
+    with sol.turn():
+        solver = _linear_solver(sol, **options)
+        res = hvp(sol._second, v, out, solver, sol._system, dtype)
+        sol.cg_info = getattr(solver, "info", None) or SolveInfo(0, 0., 1., True, "cholesky"); sol._solver = solver
     if not sol.converged:
         _warn("this Hessian-vector product is taken at potentials that have not converged "
               f"(marginal_error {sol.marginal_error:.2g}): expect a relative error of that order over the spectral gap")
@@ -570,6 +583,7 @@ class Divergence(Solution):
     def __init__(self, xy:Solution, xx:SelfTerm, yy:SelfTerm):
         super().__init__(xy.inputs, xy.problem, xy._f, xy._g, xy.info, xy._offset, xy.tol)
         self.xy, self.xx, self.yy = xy, xx, yy
+        self._lock = xx._lock = yy._lock = xy._lock
     def __reduce__(self): return Divergence, (self.xy, self.xx, self.yy)
     def _own(self, u): return self.xx if SIDES[u][0] == 0 else self.yy
     def _kind(self, u): return "a" if SIDES[u][1] == "weights" else "x"    # what the self term calls it

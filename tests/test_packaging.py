@@ -69,3 +69,10 @@ def test_archives_hold_the_package(tmp_path):
     assert any(o.endswith('LICENSE') for o in inside)
     for line in (f"Version: {settings()['version']}", 'Requires-Python: >=3.10', 'Requires-Dist: torch>=2.5'): assert line in meta
     for extra in ('dev', 'jax', 'docs', 'bench'): assert f'Provides-Extra: {extra}' in meta
+
+def test_star_import():
+    "It brings what the package promises and no module that could hide another package."
+    import types, flash_sinkhorn_hessian, flash_sinkhorn_hessian.sinkhorn
+    names = {}; exec('from flash_sinkhorn_hessian import *', names); names.pop('__builtins__')
+    assert {'solve', 'divergence', 'ot_cost', 'SamplesLoss', 'Solution'} <= set(names) == set(flash_sinkhorn_hessian.__all__)
+    assert not [k for k, v in names.items() if isinstance(v, types.ModuleType)]

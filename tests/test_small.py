@@ -80,3 +80,11 @@ def test_small_problems_at_a_small_eps_converge(n, m, reach):
         for eps in (1e-3, 1e-4):
             with warnings.catch_warnings(): warnings.simplefilter('error'); s, t = (solve(x, y, a/a.sum(), b/b.sum(), eps=eps, backend=k, **reach) for k in ('auto', 'dense'))
             assert s.converged and t.converged and abs(s.value - t.value) < 1e-8*(1 + abs(t.value)), (seed, eps)
+
+@pytest.mark.parametrize('seed', [17, 85, 189, 197, 332, 372])
+def test_one_support_two_weightings(seed):
+    "A level that overlooks a light point without a partner leaves Newton a slope of thousands of steps."
+    g = torch.Generator().manual_seed(seed); n = [6, 12, 20, 30][seed % 4]
+    x = torch.randn(n, [2, 5][seed % 2], generator=g, dtype=torch.float64); a = torch.rand(n, generator=g, dtype=torch.float64) + .1; a /= a.sum()
+    s = solve(x, x.clone(), a, None, eps=[.01, .005][(seed//4) % 2]*((x[:, None] - x[None])**2).sum(-1).mean().item())
+    assert s.converged and s.n_iter < 500, s
