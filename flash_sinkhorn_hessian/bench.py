@@ -22,7 +22,7 @@ from .bench_report import *
 def _positive(kind, many=False): # a parser of one number, or of several with commas between them
     def number(s):
         try: t = [kind(float(t)) for t in (s.split(",") if many else [s])]
-        except ValueError: raise argparse.ArgumentTypeError(f"{s!r} is not a number" + many*" or several with commas between them") from None
+        except (ValueError, OverflowError): raise argparse.ArgumentTypeError(f"{s!r} is not a number" + many*" or several with commas between them") from None
         if not min(t) > 0: raise argparse.ArgumentTypeError(f"must be positive; got {s}")
         return t if many else t[0]
     return number

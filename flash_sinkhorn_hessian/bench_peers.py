@@ -117,7 +117,7 @@ class Ours(_Ours):
             m = Moments(q, f, g); return dual_energy(q, f, g, m.marginal.sum(-1)), grad_points(m).to(x.dtype)
         return run
     def hvp(self, x, y, eps, sol, v):
-        tol = None if x.dtype == torch.float64 else 1e-6; self.how = f"{sol.backend}, relative residual {tol or 1e-12:g}"
+        tol = None if x.dtype == torch.float64 else 1e-6; self.how = f"{sol.backend}, " + ("factorised" if sol.backend == "dense" and min(sol.f.shape[-1], sol.g.shape[-1]) <= 2048 else f"relative residual {tol or 1e-12:g}")
         return lambda v: (sol.hvp(v.to(sol.inputs.x.dtype), tol=tol), sol.cg_info.n_iter)
     def hessian(self, x, y, eps):
         self.how = "solve in float64, dense Hessian in closed form"

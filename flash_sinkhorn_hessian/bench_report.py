@@ -100,7 +100,7 @@ def plot_rows(rows:list, ax=None, title=""):
 
 # %% ../nbs/32_bench_report.ipynb #12f4adb5
 def slope(xs, ys): # of the upper half, in log-log
-    "Least-squares slope of the upper half of a curve in doubly logarithmic axes."
+    "Least-squares slope of the upper half of a curve in doubly logarithmic axes; of three points or fewer, of all."
     x, y = ([math.log(t) for t in s[len(s)//2 if len(s) > 3 else 0:]] for s in (xs, ys)); mx, my = statistics.mean(x), statistics.mean(y)
     return sum((a - mx)*(b - my) for a, b in zip(x, y))/sum((a - mx)**2 for a in x)
 

@@ -81,7 +81,7 @@ def check_weights(
     if (a < 0).any(): raise ValueError(f"{name} must be non-negative; its smallest entry is {a.min().item():.3g}")
     s = a.sum(-1, keepdim=True)
     if (s <= 0).any(): raise ValueError(f"{name} must have a positive total; got all zeros")
-    if not total_one: return a
+    if not total_one: return a.clone()       # the user's tensor may change later
     slack = max(1e-6, 16 * torch.finfo(x.dtype).eps * max(8, shape[-1]**.5))
     if ((s - 1).abs() > slack).any():
         raise ValueError(f"{name} must sum to 1 when both marginals are hard; it sums to {s.flatten()[(s - 1).abs().argmax()].item():.6g} "
@@ -95,6 +95,7 @@ def check_positive(
     infinite_ok:bool=False, # is inf legal?
 ) -> float:
     "Check one positive scalar; raises `TypeError` if it is no number, `ValueError` if it is not positive (or not finite)."
+    if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value): raise TypeError(f"{name} must be a plain number inside a transform of torch.func: there is no derivative in it here (the JAX functions have one in eps)")
     if isinstance(value, Tensor) and value.numel() == 1: value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a positive number; got {_is(value)}")

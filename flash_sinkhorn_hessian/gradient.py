@@ -25,9 +25,11 @@ class Moments(TwoSided):
         self.p, self.offset = p, offset
         self.f, self.g = f, g
     @cached_property
-    def u(self): "(..., n) f over eps"; return self.f/self.p.eps
-    @cached_property
-    def v(self): "(..., m) g over eps"; return self.g/self.p.eps
+    def biases(self): return level(self.p, self.f, self.g)
+    @property
+    def u(self): "(..., n) f over eps, as `level` has it"; return self.biases[0]
+    @property
+    def v(self): "(..., m) g over eps, as `level` has it"; return self.biases[1]
     @classmethod
     def known(cls, p, f, g, density, density_T):
         "Moments whose marginal densities (..., n) and (..., m) are known already: no pass is spent on them."
@@ -44,7 +46,7 @@ class Moments(TwoSided):
     @cached_property
     def _sums(self):
         sums = getattr(self.p.geom, "sums", None)            # a geometry may have a short cut
-        if sums is not None and (out := sums(self.p, self.f, self.g)) is not None: return out
+        if sums is not None and (out := sums(self.p, *((self.f, self.g) if self.p.balanced else (self.u*self.p.eps, self.v*self.p.eps)))) is not None: return out
         y = self.p.geom.y.double()
         return self.p.geom.apply(self.u, self.wide_v, torch.cat([torch.ones_like(y[..., :1]), y], -1))
     @cached_property

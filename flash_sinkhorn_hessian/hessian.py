@@ -45,6 +45,14 @@ class DenseHessian(TwoSided):
         "(..., n, m) the plan over its weights, `P_ij / (a_i b_j)`"
         return self.p.geom.plan(self.m.u, self.m.v)
     @cached_property
+    def plan(self):
+        "(..., n, m) the plan: zero where a weight is, whatever the kernel"
+        return self.rows*self.p.b[..., None, :]
+    @cached_property
+    def rows(self):
+        "(..., n, m) the plan over the weights of its columns"
+        return self.p.geom.plan(self.m.u + self.p.log_a, self.m.v)
+    @cached_property
     def spread(self):
         "(..., n, m, d) deviations `y_j - T_i` of the targets from the barycentre of the row"
         return self.p.geom.y.double()[..., None, :, :] - self.m.barycentre[..., :, None, :]
@@ -54,9 +62,9 @@ class DenseHessian(TwoSided):
         p, k = self.p, self.system.T.scale                                                        # k: (..., m, 1)
         if kind == "weights":
             own = torch.zeros_like(p.a)[..., None].expand(*p.a.shape, p.a.shape[-1])
-            return own, -p.eps * k * self.kernel.mT
+            return own, -p.eps * torch.where(k > 0, k * self.kernel.mT, 0.)
         own = -p.tau * (self.system.scale[..., 0] * self.m.density)[..., None] * self.m.pull
-        moved = (p.a[..., None] * self.kernel)[..., None] * self.spread                            # (..., n, m, d)
+        moved = self.rows[..., None] * self.spread                            # (..., n, m, d)
         return _block_diagonal(own).flatten(-2), -2 * k * moved.transpose(-3, -2).flatten(-2)
 
 # %% ../nbs/05_hessian.ipynb #1b8d79be
@@ -69,7 +77,7 @@ def own_part(
     if ku == kv == "weights": return torch.zeros(*p.a.shape, p.a.shape[-1], dtype=p.a.dtype, device=p.a.device)
     if ku == "weights": return own_part(h, kv, ku).mT
     if kv == "weights": return _block_diagonal(m.density[..., None] * m.pull).transpose(-1, -2).flatten(-3, -2)   # (n, d, n)
-    P = p.a[..., :, None] * h.kernel * p.b[..., None, :]
+    P = h.plan
     cov = torch.einsum("...ij,...ijk,...ijl->...ikl", P, h.spread, h.spread)
     I = torch.eye(m.pull.shape[-1], dtype=cov.dtype, device=cov.device)
     r = m.marginal[..., None, None]
@@ -86,9 +94,9 @@ def cross_part(
     p = h.p
     if ku == kv == "weights": return p.eps * (1 - h.kernel)
     if kv == "weights":                                                             # (n, d, m)
-        return -2*((p.a[..., None]*h.kernel)[..., None] * h.spread).transpose(-1, -2).flatten(-3, -2)
+        return -2*(h.rows[..., None] * h.spread).transpose(-1, -2).flatten(-3, -2)
     if ku == "weights": return cross_part(h.T, kv, ku).mT
-    P = p.a[..., :, None] * h.kernel * p.b[..., None, :]
+    P = h.plan
     I = torch.eye(h.spread.shape[-1], dtype=P.dtype, device=P.device)
     other = h.T.spread.transpose(-3, -2)                                            # (..., n, m, d): x_i - T'_j
     E = -2*torch.einsum("...ij,kl->...ikjl", P, I) - 4/p.eps*torch.einsum("...ij,...ijk,...ijl->...ikjl", P, h.spread, other)

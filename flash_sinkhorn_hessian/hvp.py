@@ -50,7 +50,7 @@ def cg(
     b:Tensor,        # (..., n, k) right-hand sides, in its range
     tol:float=1e-10, # relative residual to reach, column by column
     max_iter:int=500,
-    patience:int=60, # give up after this many iterations without a smaller residual
+    patience:int=60, # give up after this many iterations in which no squared residual fell by a tenth
     modes=None,      # what earlier solves have learnt, see `SlowModes`
 ) -> tuple: # solution (..., n, k), SolveInfo; the solution is a pair if A's result is one
     "Block conjugate gradients (O'Leary 1980, in the form of Dubrulle 2001) on all columns at once; the best iterate seen is returned."

@@ -7,8 +7,8 @@ __all__ = ['DIRECT', 'WHOLE', 'TILE', 'CHOLESKY', 'CUT', 'Problem', 'Options', '
            'apply', 'densities', 'products', 'gram', 'Scaled', 'scaled', 'project', 'is_small', 'schur_matrix',
            'schur_factor', 'cg', 'State', 'conjugate', 'target', 'slack', 'dual_value', 'best_constant', 'evaluate',
            'sinkhorn_move', 'newton_move', 'Loop', 'choose', 'accepts', 'advance', 'Info', 'climb', 'Path', 'floored',
-           'cholesky_solve', 'complement', 'path_step', 'follow_path', 'down_and_on', 'plain_steps', 'best_of',
-           'maximise_dual', 'log_density', 'average_self', 'self_step', 'solve_self']
+           'cholesky_solve', 'complement', 'path_step', 'follow_path', 'down_and_on', 'plain_steps', 'best_of', 'light',
+           'weightless', 'maximise_dual', 'log_density', 'average_self', 'self_step', 'solve_self']
 
 # %% ../nbs/23_jax_dual.ipynb #a2250573
 import math
@@ -423,6 +423,15 @@ def best_of(first, second, tol, tell=_quiet): # results (..., Info); a function 
         return tell((*pick[:-1], pick[-1]._replace(n_iter=first[-1].n_iter + other[-1].n_iter)))
     return lax.cond(done, lambda: first, both)
 
+def light(w): return w <= 1e-8*w.max()
+
+def weightless(o:Options, p:Problem, f, g, info):
+    "g of points with no weight, or hardly any, which add nothing to the error and may be a step behind: the update from f, which does not see them. One more pass where there are such."
+    def update():
+        fn = lambda y, u, w: (-jax.nn.logsumexp(scores(p.T._replace(x=y), 0*u, f/p.eps), axis=-1, b=p.a), ())
+        return jnp.where(light(p.b), p.eps*over_rows(fn, o.T, p.T, g/p.eps, p.b)[0]/(1 + p.eps/o.rho_y), g)
+    return f, lax.cond(light(p.b).any(), update, lambda: g), info
+
 def maximise_dual(
     o:Options, p:Problem, tol, # L1 marginal error wanted
     tell=_quiet, # function of (f, g, Info) that gives them back, called where they may fall short
@@ -431,10 +440,10 @@ def maximise_dual(
     if len(p.x) < len(p.y):
         g, f, info = maximise_dual(o.T, p.T, tol, tell)
         return f, g, info
-    if not is_small(o, *map(len, p[:2])): return tell(climb(o, p, tol))
+    if not is_small(o, *map(len, p[:2])): return weightless(o, p, *tell(climb(o, p, tol)))
     f, g, err, it = follow_path(partial(path_step, o), o, p, tol, lambda C: C.min(1))
     value = dual_value(o, p, f, g, (p.a*target(f, o.rho_x)).sum())
-    return best_of((f, g, Info(err, it, value)), lambda wanted: plain_steps(o, p, tol, wanted), tol, tell)
+    return weightless(o, p, *best_of((f, g, Info(err, it, value)), lambda wanted: plain_steps(o, p, tol, wanted), tol, tell))
 
 # %% ../nbs/23_jax_dual.ipynb #f8d11668
 def log_density(o:Options, p:Problem, f): # both clouds of p the same
@@ -469,4 +478,5 @@ def solve_self(
     "The dual of a cloud with itself. Not differentiable by itself."
     if not is_small(o, *map(len, p[:2])): return average_self(o, p, tol)
     _, f, err, it = follow_path(partial(self_step, o), o, p, tol, lambda C: jnp.zeros_like(p.a))
+    f = weightless(o, p, f, f, None)[1]
     return f, _self_info(o, p, f, err, it)

@@ -216,7 +216,7 @@ def whole_and_rest(bits, F: tl.constexpr):
 @triton.jit
 def put_bias(ah, hi, SLOT: tl.constexpr, K: tl.constexpr):
     "A tile of rows whose product with any column has the rows' bias in it, as two halves; SLOT: where there is room."
-    hi = tl.where(tl.abs(hi) < float("inf"), tl.minimum(tl.maximum(hi, -65000.0), 65000.0), hi)   # beyond that a half has no number, and 2^bias is zero or infinite anyway
+    hi = tl.where(tl.abs(hi) < float("inf"), tl.minimum(tl.maximum(hi, -65000.0), 65000.0), hi)   # beyond that a half has no number. A bias of the rows may have cancelled it: `level` (notebook 1) keeps a common constant out of here
     h = hi.to(tl.float16); low = tl.where(tl.abs(hi) < float("inf"), hi - h.to(tl.float32), 0.0).to(tl.float16); k = tl.arange(0, K)[None, :]
     return tl.where(k == SLOT, h[:, None], tl.where(k == SLOT + 1, low[:, None], ah))
 

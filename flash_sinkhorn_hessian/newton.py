@@ -131,7 +131,7 @@ def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
     while info.n_iter < max_iter:
         if errs and not p.symmetric: g, f = constant_step(p.T, g, f)
         if many is not None: # a geometry that iterates by itself is asked every four iterations, or where that is dear, every power of two that will not be too many
-            first = int(info.n_iter == 0)
+            first, before = int(info.n_iter == 0), (f, g)
             f, g, e = several(f, g, min(ask, max_iter - info.n_iter))
             for j, e in enumerate(e.reshape(len(e), -1).amax(1).tolist()):
                 info.n_iter += 1
@@ -146,7 +146,8 @@ def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
             f, g = f1, g1
         if len(errs) > 3:
             left = _left(errs, tol)
-            if math.isnan(errs[-1]) or not p.symmetric and (left > patience or left == math.inf): break
+            if math.isnan(errs[-1]): f, g = before if many is not None else (f, g); break
+            if not p.symmetric and (left > patience or left == math.inf): break
             ask = max(4, min(most, 1 << int(left + 1).bit_length() - 1)) if left < math.inf else 4
         if len(errs) > 60 and p.symmetric and errs[-1] > .5*errs[-30]: info.stalled = True; break
     return f, g, errs[-1] if len(errs) > 1 else math.inf     # the first may be of a pair of which neither marginal is exact

@@ -166,7 +166,7 @@ class Schedule:
     threshold:float|None=None # stop once no potential moves more than this
     inner_iterations:int=10   # steps between two looks
     backend:str="auto"        # where the arithmetic runs
-    eps_list:tuple|None=None  # the regularisations themselves, instead of all the above
+    eps_list:tuple|None=None  # the regularisations themselves, instead of blur, scaling, diameter and eps; n_iters still cuts it
     alternating:bool=False    # alternating steps instead of symmetric ones
     masses:bool=True          # relaxed: GeomLoss's terms of the total masses in the value; False: the value of `solve`
     hvp_tol:float|None=None   # second derivatives: relative residual of the linear solve; None: as tight as the dtype allows

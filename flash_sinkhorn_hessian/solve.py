@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DENSE_LIMIT', 'FACTORISE', 'ENOUGH', 'PARTNER', 'choose_backend', 'make_geometry', 'centre', 'default_tol',
-           'check_count', 'exact', 'Solution', 'solve', 'check_like', 'check_wrt', 'check_room', 'SelfTerm',
+           'check_count', 'exact', 'Solution', 'solve', 'bare', 'check_like', 'check_wrt', 'check_room', 'SelfTerm',
            'Divergence', 'divergence']
 
 # %% ../nbs/10_solve.ipynb #7252a472
@@ -20,6 +20,7 @@ from threading import RLock
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .core import *
 from .core import _convert, _is
@@ -103,7 +104,7 @@ def check_count(
 # %% ../nbs/10_solve.ipynb #b5f6985f
 ENOUGH = 1e-3 # of the mass: no default tolerance is above, whatever rounding leaves
 
-def _mass(i): return max(1., i.a.sum(-1).max().item(), i.b.sum(-1).max().item())
+def _mass(i): return max(i.a.sum(-1).max().item(), i.b.sum(-1).max().item())      # a marginal error is a mass
 
 def _mass_shift(i):
     "Size of the constant in the potentials that unequal totals ask for."
@@ -113,7 +114,8 @@ def _mass_shift(i):
 def _reachable(i, xc, yc, dtype):
     "Marginal error that the arithmetic can reach for these inputs."
     mean = sum((w*t.double().square().sum(-1)).sum(-1)/w.sum(-1) for w, t in ((i.a, xc), (i.b, yc))).max().item()
-    return _mass(i)*default_tol(dtype, (mean + _mass_shift(i))/i.eps)
+    size = mean/i.eps*(1 if i.balanced or dtype == torch.float64 else 40)     # a relaxed marginal feels what rounding does to costs that all pairs share
+    return _mass(i)*max(default_tol(dtype, size), default_tol(torch.float64, (mean + _mass_shift(i))/i.eps))     # potentials are float64, and scores do not see the constant
 
 # %% ../nbs/10_solve.ipynb #9ddc1aee
 def _dual(p, tol, max_iter, start, callback, reachable):
@@ -130,9 +132,10 @@ def _dual(p, tol, max_iter, start, callback, reachable):
                          history=done.history + [(done.n_iter + n, eps, e) for n, eps, e in info.history])
 
 def _weightless(p, f, g):
-    "Newton leaves points without weight a step behind; theirs is the update from the others, which do not see them."
-    if p.symmetric: f = g = torch.where(p.a > 0, f, update(p, f, g)) if (p.a == 0).any() else f; return f, g
-    f, g = (torch.where(q.a > 0, s, update(q, s, t)) if (q.a == 0).any() else s for q, s, t in ((p, f, g), (p.T, g, f)))
+    "Newton leaves points with no weight, or hardly any, a step behind; theirs is the update from the others, which do not see them."
+    light = lambda p: p.a <= 1e-8*p.a.amax(-1, keepdim=True)
+    if p.symmetric: f = g = torch.where(light(p), update(p, f, g), f) if light(p).any() else f; return f, g
+    f, g = (torch.where(light(q), update(q, s, t), s) if light(q).any() else s for q, s, t in ((p, f, g), (p.T, g, f)))
     return f, g
 
 # %% ../nbs/10_solve.ipynb #dabd5e6f
@@ -142,7 +145,12 @@ def exact(fn):
     def run(*args, **kw):
         with ExitStack() as stack:
             x = args[0] if args else kw.get("x")
-            if hasattr(x, "turn"): stack.enter_context(x.turn()); x = x.inputs.x
+            transformed = torch._C._functorch.peek_interpreter_stack() is not None
+            if hasattr(x, "turn"):
+                if transformed and x._leaves and any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in x._leaves[0]):
+                    raise RuntimeError("inside a transform of torch.func only the value of a solution is differentiated, and nothing else that it computes: take the transform of its value, or of ot_cost")
+                stack.enter_context(x.turn()); x = x.inputs.x
+            if transformed: stack.enter_context(temporarily_clear_interpreter_stack())       # its tensors have no addresses
             if isinstance(x, Tensor) and x.is_cuda and x.device.index != torch.cuda.current_device(): stack.enter_context(torch.cuda.device(x.device))
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device): stack.enter_context(torch.autocast(device, enabled=False))
@@ -203,6 +211,7 @@ class Solution:
     def _dtype(self): return torch.float64 if self.inputs.x.dtype == torch.float64 else torch.float32
     def _out(self, t, scale=True): return (t*self.inputs.scale if scale else t).to(self._dtype)
     @cached_property
+    @exact
     def _potentials(self):
         f, g, p = self._f, self._g, self.problem
         if self._offset is not None:
@@ -315,12 +324,23 @@ def solve(
     Source: Sinkhorn's algorithm in the log domain (Cuturi 2013; relaxed marginals: Chizat, Peyré, Schmitzer and Vialard 2018),
     then Newton steps on the semi-dual (nbs/07_newton).
     """
-    inputs = validate(x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
+    inputs = validate(*map(bare, "xyab", (x, y, a, b)), eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
     return _attached(_solve(inputs, tol, max_iter, backend, init, callback), x, y, a, b)
+
+def bare(name:str, t): # argument and its name
+    "The numbers in a tensor that `torch.func` has wrapped, or that carries a tangent; anything else as it is."
+    if not isinstance(t, Tensor): return t
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        if torch._C._functorch.is_batchedtensor(t): raise RuntimeError(f"{name} is mapped over by torch.vmap, which solve and divergence do not know: use ot_cost or sinkhorn_divergence, or give x, y, a and b a batch axis")
+        t = torch._C._functorch.get_unwrapped(t)
+    return t.detach()
+
+def _followed(t): # is somebody to differentiate in it?
+    return t is not None and (t.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(t) or torch.autograd.forward_ad._current_level >= 0 and torch.autograd.forward_ad.unpack_dual(t).tangent is not None)
 
 def _attached(sol, *leaves):
     "Remember the user's tensors if autograd is to differentiate in them."
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in leaves): sol._leaves = leaves, _versions(leaves)
+    if torch.is_grad_enabled() and any(map(_followed, leaves)): sol._leaves = leaves, _versions(leaves)
     return sol
 
 def _versions(leaves): return [None if t is None or t.is_inference() else t._version for t in leaves]   # how often each was changed in place
@@ -483,7 +503,7 @@ def _product(self, v, u, w, options, dtype=torch.float64): # derivative of the g
 def _hvp_method(self,
     v:Tensor,       # direction, in the shape of `wrt` (of its second entry if it is a pair), or a stack (k, ...) of them
     wrt="x",        # "x", "y", "a", "b", or a pair such as ("x", "y")
-    *, solver="auto", # "cg", "cholesky" (needs the dense backend), or "auto"
+    *, solver="auto", # "cg", "cholesky" (a factorisation: quadratic memory), or "auto"
     tol=None,       # relative residual of conjugate gradients, direction by direction
     max_iter=1000,  # conjugate gradient steps
     ridge=0.,       # added to the spectrum of the Schur complement: biases the answer, zero unless asked for
@@ -628,7 +648,7 @@ def divergence(
     Source: Genevay, Peyré and Cuturi (2018), Feydy et al. (2019). Relaxed: Séjourné et al. (2019) without their mass term
     eps/2 (sum a - sum b)^2, which matters for unequal totals only.
     """
-    i = validate(x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
+    i = validate(*map(bare, "xyab", (x, y, a, b)), eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
     own = lambda x, a: Inputs(x, x, a, a, i.eps, i.rho_x, i.rho_y, i.scale)
     if init is not None and not isinstance(init, Divergence): raise TypeError(f"init must be a Divergence; got {type(init).__name__}")
     start = (init.xy, init.xx, init.yy) if init is not None else (None,)*3

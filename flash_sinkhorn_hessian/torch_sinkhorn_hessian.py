@@ -212,7 +212,7 @@ def _hessian_vector_product(self,
 
     Shapes: A (n, d) or (k, n, d), and the same comes back. `tau2` biases, the more the more points there are (with the default and eps = 0.1 a relative error of about 1e-5 at n = 50, 1e-4 at n = 1000); 0 is exact.
 
-    Errors: `TypeError` or `ValueError` that names A, tau2 or max_cg_iter; `ConvergenceWarning` if conjugate gradients fall short.
+    Errors: `TypeError` or `ValueError` that names A, tau2 or max_cg_iter; `ConvergenceWarning` if conjugate gradients stop above a relative residual of 1e-5.
 
     Source: nbs/06_hvp. Example: `S.hessian_vector_product(ot, torch.randn_like(x), tau2=0.)`.
     """
