@@ -83,7 +83,7 @@ def from_potentials(
     p = Problem(make_geometry(choose_backend(backend, i.x, i.y), xc, yc, i.eps), i.a, i.b, i.rho_x, i.rho_y)
     if o is not None:
         f, g = f - 2*(xc.double()*o).sum(-1) - o.square().sum((-1, -2))[..., None], g + 2*(yc.double()*o).sum(-1)
-    error = _both_errors(p, f, g)
+    error, tol = _both_errors(p, f, g), check_positive("tol", tol)
     return Solution(i, p, f, g, DualInfo(marginal_error=error, converged=error <= tol), o, tol)
 
 # %% ../nbs/20_migration.ipynb #1b57eb0b
@@ -97,6 +97,9 @@ def c_transform(
     """Hard c-transform `min_j cost(x_i, y_j) - psi_j`, in the unit of the cost, and where it is attained, in linear memory. Its derivative is that of the pair that attains it
     (Danskin's theorem). Raises `ValueError` or `TypeError` for points or potentials of a wrong shape, dtype or device."""
     check_cloud("x", x); check_cloud("y", y); s = .5 if half_cost else 1.
+    for name, z in (("x", x), ("y", y)):
+        if z.ndim != 2: raise ValueError(f"{name} must have shape (points, d): c_transform takes one problem, not a batch; got {tuple(z.shape)}")
+    check_like("y", y, (len(y), x.shape[1]), "(m, d) of points of the dimension of x", x, stack=False); check_count("strip", strip)
     check_like("psi", psi, y.shape[:-1], "of the points of y", y, stack=False)
     with torch.no_grad():
         cost = lambda x: torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_().mul_(s)

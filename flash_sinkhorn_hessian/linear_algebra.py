@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .core import *
 from .solve import *
-from .solve import _linear_solver, _warn
+from .solve import _linear_solver, _versions, _warn
 
 # %% ../nbs/17_linear_algebra.ipynb #6be26fd4
 def parameter_map(
@@ -81,7 +81,7 @@ def extreme_eigenvalues(
 ): # eigenvalues (k,), ascending, float64; with vectors, eigenvectors (k, *shape of wrt), or (k, p) with J, too
     """Eigenvalues of the Hessian in one variable by Lanczos iterations (ARPACK; CuPy's thick restart): products only. Their unit is that of the cost over the square of the variable's.
     Errors as for `linear_operator`; SciPy raises `ArpackNoConvergence` if `maxiter` ends it, CuPy returns what it has."""
-    u, _ = check_wrt(wrt, False); op = linear_operator(sol, u, J, xp)
+    check_count("k", k); u, _ = check_wrt(wrt, False); op = linear_operator(sol, u, J, xp)
     arrays, linalg, read, write = array_library(xp)
     if not k < op.shape[0]: raise ValueError(f"k must be less than the {op.shape[0]} eigenvalues that there are; got {k}: torch.linalg.eigvalsh of the dense Hessian has all of them")
     if xp == "cupy" and "tol" not in options:               # CuPy's tolerance is absolute
@@ -103,7 +103,10 @@ def newton_points(
     xp:str="numpy", # "numpy": SciPy's MINRES; "cupy": CuPy's, on the GPU
 ) -> Tensor: # in the shape of wrt; with J (p,)
     """Damped Newton direction `-(H + damping I)^{-1} gradient` in the points, or in the parameters that move them, by MINRES (Paige and Saunders 1975), which needs no definite matrix.
-    Warns `ConvergenceWarning` if `maxiter` ends it; errors as for `linear_operator`."""
+    Warns `ConvergenceWarning` if `maxiter` ends it; `ValueError` or `TypeError` for a wrt that is no cloud, a damping that is no number or negative, a tol or maxiter that is not positive; other errors as for `linear_operator`."""
+    if wrt not in ("x", "y"): raise ValueError(f"wrt must be 'x' or 'y'; got {wrt!r}")
+    if damping != 0: check_positive("damping", damping)
+    check_positive("tol", tol); check_count("maxiter", maxiter)
     u, _ = check_wrt(wrt, False); grad = sol.grad(u); op = linear_operator(sol, u, J, xp)
     _, linalg, read, write = array_library(xp)
     pulled = parameter_map(J, grad)[2](grad[None])[0].double()
@@ -129,13 +132,17 @@ def stochastic_trace(
     return t.mean().item(), t.std().item()/math.sqrt(k) if k > 1 else math.inf
 
 # %% ../nbs/17_linear_algebra.ipynb #782f1b16
+def _transport(name, sol): # not a divergence, which has three plans
+    if isinstance(sol, Divergence): raise TypeError(f"{name} takes the Solution of one problem; got a Divergence: take its xy, xx or yy")
+    return sol
+
 def spectral_gap(
     sol,      # a `Solution` of one problem
     **options # of SciPy's `eigsh`
 ) -> float: # between 0 and 1
     """One less the largest squared singular value of the plan, normalised by its marginals (times `1 + eps/rho` where relaxed) and, balanced, without the one that is always there.
     It bounds the contraction of Sinkhorn's iterations and, inverted, the condition number of the system behind a product with the Hessian. Raises `ValueError` for a batch."""
-    p, like = sol.problem, sol.inputs.x
+    p, like = _transport("spectral_gap", sol).problem, sol.inputs.x
     if like.ndim == 3: raise ValueError("spectral_gap takes one problem, not a batch")
     ones = lambda n: torch.ones(n, dtype=like.dtype, device=like.device)
     side = lambda m, p: m.double()*(1 + p.eps/p.rho_x)
@@ -158,8 +165,9 @@ def entropic_map(
 ): # (k, d), in the dtype of z, differentiable in z; with jacobian also (k, d, d)
     """Where the plan sends a point on average, for any point, and how fast that moves. In x itself, converged, it gives the gradient: `grad("x") = 2 mass (x - map)`, half of it for half the cost.
     Raises `ValueError` for a batch or points of another dimension, dtype or device."""
-    i, p, g = sol.inputs, sol.problem, sol._g
+    i, p, g = _transport("entropic_map", sol).inputs, sol.problem, sol._g
     if i.x.ndim == 3: raise ValueError("entropic_map takes one problem, not a batch")
+    if sol._points != _versions((i.x, i.y)): raise RuntimeError("x or y was changed in place after solve: solve again")
     check_cloud("z", z); check_like("z", z, (len(z), i.x.shape[-1]), "(k, d) of points of the dimension of x", i.x, stack=False)
     x, y = p.geom.x.double(), p.geom.y.double()                              # centred, each by what is added again below
     from_x, to_y, v = i.x[0].double() - x[0], i.y[0].double() - y[0], (g - y.square().sum(1))/p.eps + p.log_b

@@ -184,7 +184,11 @@ class Schedule:
         for k in ("n_iters", "inner_iterations", "hvp_max_iter"):
             if getattr(self, k) is not None: check_count(k, getattr(self, k))
         if not self.use_epsilon_scaling and self.n_iters is None: raise ValueError("n_iters must be given if use_epsilon_scaling=False")
+        if self.blur is None and self.eps is None and not self.eps_list: raise ValueError("blur must be a positive number unless eps or eps_list is given; got None")
+        if not isinstance(self.eps_list, (tuple, list, type(None))): raise TypeError(f"eps_list must be a list of regularisations; got {self.eps_list!r}")
         for e in self.eps_list or (): check_positive("eps_list", e)
+        for k in ("half_cost", "debias", "use_epsilon_scaling", "last_extrapolation", "alternating", "masses"):
+            if isinstance(getattr(self, k), str): raise TypeError(f"{k} must be True or False; got {getattr(self, k)!r}")
         check_reach(self.reach, self.reach_x, self.reach_y)
         if self.backend not in BACKENDS: raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}; got {self.backend!r}")
 

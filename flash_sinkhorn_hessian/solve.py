@@ -181,6 +181,7 @@ class Solution:
         self.cg_info = None                                # how the last linear solve ended
         self._solvers = {}                                 # factorisations, by ridge
         self._leaves = None                                # what autograd is to differentiate in
+        self._points = _versions((inputs.x, inputs.y))
         self._lock, self._stream = RLock(), torch.cuda.current_stream(inputs.x.device) if inputs.x.is_cuda else None
         self._again = (None,)*3                            # the last product, if it was recorded from end to end, and how it was solved
 
