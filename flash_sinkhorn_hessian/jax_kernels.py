@@ -146,7 +146,7 @@ def slope_in_eps(
     p, f, g = sol.problem, sol._f, sol._g
     x, y = p.geom.x.double(), p.geom.y.double()
     V = torch.cat([torch.ones_like(g)[..., None], y, (g - (y*y).sum(-1))[..., None]], -1)
-    with sol.turn(): M = p.geom.apply(sol.moments.u, sol.moments.v + p.log_b, V)
+    with sol._turn(): M = p.geom.apply(sol.moments.u, sol.moments.v + p.log_b, V)
     score = (f - (x*x).sum(-1))*M[..., 0] + 2*(x*M[..., 1:-1]).sum(-1) + M[..., -1]
     return (p.a*(score/p.eps - M[..., 0])).sum(-1) + p.a.sum(-1)*p.b.sum(-1)
 
@@ -156,7 +156,7 @@ def value_there(task, *p): # tensors, with leading axes
 def potentials_there(task, *p): # those of the centred clouds, marginal error, iterations, value
     def one(*p):
         s = solved(task, *p[:6]); like = lambda t: torch.full(s._f.shape[:-1], float(t), device=s._f.device)
-        with s.turn(): return [s._f*s.inputs.scale, s._g*s.inputs.scale, like(s.marginal_error), like(s.n_iter), dual_energy(s.problem, s._f, s._g)]
+        with s._turn(): return [s._f*s.inputs.scale, s._g*s.inputs.scale, like(s.marginal_error), like(s.n_iter), dual_energy(s.problem, s._f, s._g)]
     return line_up(one, p)
 
 def gradient_there(task, out, *p): # out: names

@@ -146,10 +146,10 @@ def exact(fn):
         with ExitStack() as stack:
             x = args[0] if args else kw.get("x")
             transformed = torch._C._functorch.peek_interpreter_stack() is not None
-            if hasattr(x, "turn"):
+            if hasattr(x, "_turn"):
                 if transformed and x._leaves and any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in x._leaves[0]):
                     raise RuntimeError("inside a transform of torch.func only the value of a solution is differentiated, and nothing else that it computes: take the transform of its value, or of ot_cost")
-                stack.enter_context(x.turn()); x = x.inputs.x
+                stack.enter_context(x._turn()); x = x.inputs.x
             if transformed: stack.enter_context(temporarily_clear_interpreter_stack())       # its tensors have no addresses
             if isinstance(x, Tensor) and x.is_cuda and x.device.index != torch.cuda.current_device(): stack.enter_context(torch.cuda.device(x.device))
             for device in ("cpu", "cuda"):
@@ -186,7 +186,7 @@ class Solution:
         self._again = (None,)*3                            # the last product, if it was recorded from end to end, and how it was solved
 
     @contextmanager
-    def turn(self):
+    def _turn(self):
         "One thread at a time, and on a GPU one stream: buffers, and what earlier products have learnt, belong to all."
         with self._lock:
             if self._stream is not None and (now := torch.cuda.current_stream(self.inputs.x.device)) != self._stream:
@@ -454,7 +454,7 @@ def _linear_solver(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
     return sol._solvers[ridge]
 
 def _hvp(sol, v, out, options, dtype=torch.float64): # v: dict of (..., k, ...) directions
-    with sol.turn():
+    with sol._turn():
         solver = _linear_solver(sol, **options)
         res = hvp(sol._second, v, out, solver, sol._system, dtype)
         sol.cg_info = getattr(solver, "info", None) or SolveInfo(0, 0., 1., True, "cholesky"); sol._solver = solver

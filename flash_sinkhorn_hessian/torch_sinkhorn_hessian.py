@@ -198,7 +198,7 @@ def _compute_hessian(self,
     Source: nbs/05_hessian. Example: `S.compute_hessian(ot)[0, :, 0]` is the first point's (d, d) block.
     """
     s = check_transport(ot).solution
-    with s.turn(): return s._out(hessian_block(DenseHessian(s.moments, factorise(s._system, cutoff=self.svd_thr)), "x", "x"))
+    with s._turn(): return s._out(hessian_block(DenseHessian(s.moments, factorise(s._system, cutoff=self.svd_thr)), "x", "x"))
 
 # %% ../nbs/21_torch_sinkhorn_hessian.ipynb #4d1aba91
 @_method
@@ -224,7 +224,7 @@ def _hessian_vector_product(self,
     c = side.T.root.square()
     ridge = torch.where(c > 0, p.eps*tau2/c, 0.)
     cg = ConjugateGradients(s._system, 1e-12 if self.dtype == torch.float64 else 1e-6, max_cg_iter, ridge)
-    with s.turn(): out = hvp(s.moments, {"x": A if A.ndim == 3 else A[None]}, ("x",), cg, s._system)["x"]; s.cg_info = cg.info
+    with s._turn(): out = hvp(s.moments, {"x": A if A.ndim == 3 else A[None]}, ("x",), cg, s._system)["x"]; s.cg_info = cg.info
     if not cg.info.converged and not cg.info.residual <= 1e-5:
         _warn(f"conjugate gradients stopped after {cg.info.n_iter} steps at a relative residual of {cg.info.residual:.2g}: raise max_cg_iter")
     return s._out(out if A.ndim == 3 else out[0])

@@ -164,3 +164,26 @@ def test_compiled_with_the_default_compiler(form):
     c = torch.compile(lambda x: f(2*x, y, a, b, eps=.1)**2, fullgraph=True)
     assert torch.allclose(grad(c(X), X)[0], grad(f(2*X, y, a, b, eps=.1)**2, X)[0], atol=1e-12)
     assert torch.allclose(torch.compile(lambda v: 2*product(v, x, y, a, b, eps=.1), fullgraph=True)(x), 2*make(x, y, a, b, eps=.1).hvp(x), atol=1e-10)
+
+@pytest.mark.parametrize('backend', ['auto', 'dense', 'streaming'])
+@pytest.mark.parametrize('make', [solve, divergence])
+def test_a_value_inside_torch_func(make, backend):
+    "Every transform of the value, forward mode too, on backends with compiled kernels; whatever else the solution computes raises there."
+    import torch.autograd.forward_ad as forward
+    x, y, v = torch.rand(5, 2).double(), torch.rand(6, 2).double(), torch.randn(5, 2).double(); F = lambda x: make(x, y, eps=.1, backend=backend).value
+    s = make(x, y, eps=.1); g, H = s.grad(), s.hessian(); close = lambda got, want: torch.allclose(got, want, rtol=1e-8, atol=1e-9)
+    assert close(torch.func.grad(F)(x), g) and close(torch.func.jvp(F, (x,), (v,))[1], (g*v).sum()) and close(torch.func.jacfwd(F)(x), g)
+    assert close(torch.func.hessian(F)(x), H) and close(torch.func.jacrev(torch.func.jacrev(F))(x), H)
+    with forward.dual_level(): assert close(forward.unpack_dual(F(forward.make_dual(x, v))).tangent, (g*v).sum())
+    assert close(torch.func.grad(lambda w: (w*make(x, y, eps=.1, backend=backend).grad()).sum())(v), g)     # the solution is a constant there
+    for f in (lambda x: make(x, y, eps=.1, backend=backend).grad().sum(), lambda x: make(x, y, eps=.1, backend=backend).f.sum()):
+        with pytest.raises(RuntimeError, match='torch.func'): torch.func.grad(f)(x)
+    with pytest.raises(RuntimeError, match='vmap'): torch.func.vmap(F)(x[None])
+    with pytest.raises(TypeError, match='eps'): torch.func.grad(lambda e: ot_cost(x, y, eps=e))(torch.tensor(.1))
+
+def test_hessians_at_an_isolated_point_without_weight():
+    x, y, b = torch.tensor([[0.], [1.]]).double(), torch.tensor([[0.], [1.], [3.]]).double(), torch.tensor([.5, .5, 0.]).double(); one = torch.ones(3, 1).double()
+    for options in ({}, dict(reach=1.)):
+        d = divergence(x, y, None, b, eps=.01, **options)
+        for wrt in ('y', 'x', ('x', 'y'), ('y', 'a'), ('y', 'b'), ('x', 'b')): assert torch.isfinite(d.hessian(wrt)).all(), wrt
+        assert torch.allclose(d.hessian('y').sum((2, 3)), d.hvp(one, 'y'), atol=1e-9)

@@ -272,3 +272,21 @@ def test_not_converged_is_said():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         reg_ot_cost(x, y, None, None, .1).block_until_ready(); jax.effects_barrier()
+
+@needs_jax
+@pytest.mark.parametrize('options', [dict(reach_x=31.6), dict(reach_y=31.6), dict(reach=31.6), dict(reach_x=.3, reach_y=100.)])
+def test_stiff_penalties_and_unequal_totals(options):
+    "The constant between the potentials is thousands of eps."
+    q = random_problem(7, 9, 2, dtype=torch.float64); f = jax.jit(lambda x, y, a, b, eps: reg_ot_cost(x, y, a, b, eps, **options))
+    for (A, B), eps in (((1, 1.3), .1), ((1, 2), .01), ((17, 23), .1)):
+        p = q | dict(a=q['a']*A, b=q['b']*B)
+        with warnings.catch_warnings(): warnings.simplefilter('ignore'); want = package.solve(**p, eps=eps, **options).value
+        assert rel(f(*arrays(p), eps), want) < 1e-9, (options, A, B, eps)
+
+@needs_jax
+def test_weights_at_points_without_weight():
+    x, y, a = jnp.array([[0.], [1.], [.5]]), jnp.array([[0.], [1.], [3.]]), jnp.full(3, 1/3); numbers = lambda t: torch.tensor(np.asarray(t)); off = jnp.eye(3) - 1/3
+    f = jax.jit(lambda b, eps: (jax.grad(lambda b: reg_ot_cost(x, y, a, b, eps))(b), jax.hessian(lambda b: reg_ot_cost(x, y, a, b, eps))(b)))
+    for b, eps in (([0., 1., 0.], .1), ([.5, .5, 0.], .01), ([.5, .5 - 1e-10, 1e-10], .05)):
+        g, H = f(jnp.array(b), eps); s = package.solve(*map(numbers, (x, y, a)), torch.tensor(b, dtype=torch.float64), eps=eps)
+        assert rel(off @ g, s.grad('b').numpy()) < 1e-9 and rel(off @ H @ off, s.hessian('b').numpy()) < 1e-8 and abs(H - H.T).max() < 1e-10*abs(H).max(), (b, eps)
