@@ -111,10 +111,10 @@ def _mass_shift(i):
     rate = 1/i.rho_x + 1/i.rho_y
     return (i.a.sum(-1)/i.b.sum(-1)).log().abs().max().item()/rate if rate else 0.
 
-def _reachable(i, xc, yc, dtype):
-    "Marginal error that the arithmetic can reach for these inputs."
+def _reachable(i, xc, yc, dtype, worst=False):
+    "Marginal error that the arithmetic can reach for these inputs; at worst where a relaxed marginal feels what rounding does to costs that all pairs share."
     mean = sum((w*t.double().square().sum(-1)).sum(-1)/w.sum(-1) for w, t in ((i.a, xc), (i.b, yc))).max().item()
-    size = mean/i.eps*(1 if i.balanced or dtype == torch.float64 else 40)     # a relaxed marginal feels what rounding does to costs that all pairs share
+    size = mean/i.eps*(40 if worst and not i.balanced and dtype != torch.float64 else 1)
     return _mass(i)*max(default_tol(dtype, size), default_tol(torch.float64, (mean + _mass_shift(i))/i.eps))     # potentials are float64, and scores do not see the constant
 
 # %% ../nbs/10_solve.ipynb #9ddc1aee
@@ -275,6 +275,7 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
     geom = make_geometry(choose_backend(backend, inputs.x, inputs.y), xc, yc, inputs.eps, reference=backend != "auto")
     p = Problem(geom, inputs.a, inputs.b, inputs.rho_x, inputs.rho_y, own and inputs.rho_x == inputs.rho_y)
     reachable = lambda dtype: _reachable(inputs, xc, yc, dtype)
+    worst = 0. if tol is not None or geom.name == "dense" else min(_reachable(inputs, xc, yc, xc.dtype, True), ENOUGH*_mass(inputs))
     if tol is None: tol = min(reachable(torch.float64 if geom.name == "dense" else xc.dtype), ENOUGH*_mass(inputs))
     start = None
     if init is not None:
@@ -284,6 +285,7 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
         start = (init._f.to(p.a.device), init._g.to(p.b.device))
     f, g, info = _dual(p, tol, max_iter, start, callback, reachable)
     f, g = _weightless(p, f, g)
+    if info.stalled and tol < info.marginal_error <= worst: tol, info = worst, replace(info, converged=True)     # nobody asked for more, and there is no more
     if not info.converged:
         why = ("because the marginal error falls no further (rounding, or an eps too small for this arithmetic)" if info.stalled
                else f"after max_iter={max_iter} iterations")
