@@ -268,3 +268,19 @@ def test_cg_stopped_early_is_said(front):
 def test_the_warning_points_at_the_callers_line():
     with pytest.warns(ConvergenceWarning) as w: solve(**P, eps=1e-3, max_iter=1)
     assert w[0].filename == __file__
+
+def test_tools_name_what_is_wrong():
+    from flash_sinkhorn_hessian import SamplesLoss
+    from flash_sinkhorn_hessian.flash_sinkhorn import c_transform, from_potentials
+    from flash_sinkhorn_hessian.linear_algebra import entropic_map, extreme_eigenvalues, newton_points, spectral_gap
+    x, y = P['x'].clone(), P['y']; s, d, zero = solve(x, y, eps=.1), divergence(x, y, eps=.1), torch.zeros(M, dtype=torch.float64)
+    for call, kind, word in ((lambda: newton_points(s, maxiter=0), ValueError, 'maxiter'), (lambda: newton_points(s, tol=-1.), ValueError, 'tol'), (lambda: newton_points(s, damping=-1.), ValueError, 'damping'),
+                             (lambda: newton_points(s, damping='a'), TypeError, 'damping'), (lambda: newton_points(s, wrt='a'), ValueError, 'wrt'), (lambda: extreme_eigenvalues(s, k=1.5), ValueError, 'k must'),
+                             (lambda: c_transform(x, y[:, :1], zero), ValueError, 'y must'), (lambda: c_transform(x, y.float(), zero), TypeError, 'y must'), (lambda: c_transform(x[None], y[None], zero[None]), ValueError, 'x must'),
+                             (lambda: from_potentials(x, y, s.f, s.g, eps=.1, tol='a'), TypeError, 'tol'), (lambda: from_potentials(x, y, s.f, s.g, eps=.1, tol=-1), ValueError, 'tol'),
+                             (lambda: SamplesLoss(blur=None), ValueError, 'blur'), (lambda: SamplesLoss(eps_list=.1), TypeError, 'eps_list'), (lambda: SamplesLoss(debias='no'), TypeError, 'debias'),
+                             (lambda: spectral_gap(d), TypeError, 'Divergence'), (lambda: entropic_map(d, x), TypeError, 'Divergence')):
+        with pytest.raises(kind, match=word): call()
+    assert torch.isfinite(SamplesLoss(blur=None, eps=.1)(x, y)) and torch.isfinite(newton_points(s, damping=.1)).all()
+    z = x.clone(); x.zero_()
+    with pytest.raises(RuntimeError, match='in place'): entropic_map(s, z)
