@@ -225,10 +225,9 @@ def solve_dual(
         return f, g
     if init: return *climb(levels, *init), info
     down, zeros, best = descend(p, levels, max_iter) if dense or len(levels) <= 11 else None, (torch.zeros_like(p.a), torch.zeros_like(p.b)), None     # far down, conjugate gradients do better level by level
-    again = dense and not fine and newton and not p.symmetric
+    info.n_iter += (2*len(levels) + 1)*(down is not None); again = dense and not fine and newton and not p.symmetric
     ways = [(levels[-1:], down, False, 0.)]*(down is not None) + [(levels, zeros, False, 1e-5)]*again + [(levels, zeros, fine or again, math.inf)]
     for path, start, careful, enough in ways:         # each but the last may end with a point without its partners, or worse, and then a slower one is tried
-        if path is not levels: info.n_iter += 2*len(levels) + 1
         f, g = climb(path, *start, max_iter if enough == math.inf or not newton or p.symmetric else min(max_iter, info.n_iter + 300 + int(2*patience)), careful); e = info.marginal_error
         if best is None or e <= best[2] or math.isnan(best[2]): best = f, g, e, info.stalled
         if e <= max(100*tol, enough) or info.n_iter >= max_iter: break

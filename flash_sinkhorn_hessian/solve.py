@@ -275,8 +275,8 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
     geom = make_geometry(choose_backend(backend, inputs.x, inputs.y), xc, yc, inputs.eps, reference=backend != "auto")
     p = Problem(geom, inputs.a, inputs.b, inputs.rho_x, inputs.rho_y, own and inputs.rho_x == inputs.rho_y)
     reachable = lambda dtype: _reachable(inputs, xc, yc, dtype)
-    worst = 0. if tol is not None or geom.name == "dense" else min(_reachable(inputs, xc, yc, xc.dtype, True), ENOUGH*_mass(inputs))
-    if tol is None: tol = min(reachable(torch.float64 if geom.name == "dense" else xc.dtype), ENOUGH*_mass(inputs))
+    default, asked = lambda worst: min(_reachable(inputs, xc, yc, torch.float64 if geom.name == "dense" else xc.dtype, worst), ENOUGH*_mass(inputs)), tol is not None
+    if not asked: tol = default(False)
     start = None
     if init is not None:
         if not isinstance(init, Solution): raise TypeError(f"init must be a Solution; got {type(init).__name__}")
@@ -285,7 +285,7 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
         start = (init._f.to(p.a.device), init._g.to(p.b.device))
     f, g, info = _dual(p, tol, max_iter, start, callback, reachable)
     f, g = _weightless(p, f, g)
-    if info.stalled and tol < info.marginal_error <= worst: tol, info = worst, replace(info, converged=True)     # nobody asked for more, and there is no more
+    if info.stalled and not info.converged and not asked and info.marginal_error <= (worst := default(True)): tol, info = worst, replace(info, converged=True)     # nobody asked for more, and there is no more
     if not info.converged:
         why = ("because the marginal error falls no further (rounding, or an eps too small for this arithmetic)" if info.stalled
                else f"after max_iter={max_iter} iterations")
