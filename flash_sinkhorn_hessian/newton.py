@@ -156,8 +156,8 @@ def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8):
 def _newton_phase(p, f, g, tol, max_iter, info, watch, dense, reduce=None):
     "Newton steps, each followed by a Sinkhorn step, until tol or until the error stops falling."
     s, best, top, since, ridge = SemiDual(p, g, f), math.inf, -math.inf, 0, 0.; info.n_iter += 1
-    short, at = None, None
-    while (e := s.err.max().item()) > tol and info.n_iter < max_iter:
+    short, at, e = None, None, s.err.max().item()
+    while e > tol and info.n_iter < max_iter:
         value = s.value().sum().item()
         since = 0 if e < .9*best or value > top + 1e-6*p.eps else since + 1; best, top = min(best, e), max(top, value)
         if since >= 12: info.stalled = True; break
@@ -165,9 +165,9 @@ def _newton_phase(p, f, g, tol, max_iter, info, watch, dense, reduce=None):
             short, at = reduce(p, s.f, s.g), (s.f, s.g)     # again once the potentials have moved by several eps
         s, n, h = newton_step(s, tol, dense, ridge, short=short); info.n_iter += n; info.newton_steps += 1
         ridge = max(10*ridge, 1e-12) if h < .1 else ridge/10 if ridge > 1e-12 else 0.
-        watch(info, p.eps, s.err.max().item())
-        if s.err.max() > tol: s = SemiDual(p, s.g + sinkhorn_direction(s), s.f); info.n_iter += 1
-    return s.f, s.g, s.err.max().item()
+        watch(info, p.eps, e := s.err.max().item())
+        if e > tol: s = SemiDual(p, s.g + sinkhorn_direction(s), s.f); info.n_iter += 1; watch(info, p.eps, e := s.err.max().item())
+    return s.f, s.g, e
 
 # %% ../nbs/07_newton.ipynb #24f7eff0
 def _both_errors(p, f, g): # L1 error of both marginals, from scratch: two passes
@@ -191,7 +191,7 @@ def solve_dual(
     init:tuple=None,     # potentials to start from, at the final eps
     newton:bool=True,    # allow Newton steps
     dense:bool=True,     # factorise small systems where the geometry holds the plan
-    callback=None,       # called with (n_iter, eps, marginal error) after every step
+    callback=None,       # called with (n_iter, eps, marginal error) after every step; the last error is the answer's
     reduce=None,         # maps a problem and its potentials to a cheaper one with nearly the same plan, or None: for Newton's linear systems
 ) -> tuple: # f (..., n), g (..., m), DualInfo
     "Maximise the dual energy: eps schedule, Sinkhorn while it is fast, Newton steps when it is not."
@@ -223,7 +223,10 @@ def solve_dual(
         if math.isinf(e): e = _both_errors(q, f, g)        # out of iterations before the first error was known
         info.marginal_error, info.converged = e, e <= tol
         return f, g
-    if init: return *climb(levels, *init), info
+    def tell():                              # the answer may be that of an earlier way
+        if not info.history or info.history[-1][2] != info.marginal_error: watch(info, p.eps, info.marginal_error)
+        return info
+    if init: return *climb(levels, *init), tell()
     down, zeros, best = descend(p, levels, max_iter) if dense or len(levels) <= 11 else None, (torch.zeros_like(p.a), torch.zeros_like(p.b)), None     # far down, conjugate gradients do better level by level
     info.n_iter += (2*len(levels) + 1)*(down is not None); again = dense and not fine and newton and not p.symmetric
     ways = [(levels[-1:], down, False, 0.)]*(down is not None) + [(levels, zeros, False, 1e-5)]*again + [(levels, zeros, fine or again, math.inf)]
@@ -232,4 +235,4 @@ def solve_dual(
         if best is None or e <= best[2] or math.isnan(best[2]): best = f, g, e, info.stalled
         if e <= max(100*tol, enough) or info.n_iter >= max_iter: break
     f, g, info.marginal_error, info.stalled = best; info.converged = info.marginal_error <= tol
-    return f, g, info
+    return f, g, tell()

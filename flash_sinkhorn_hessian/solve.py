@@ -124,7 +124,7 @@ def _dual(p, tol, max_iter, start, callback, reachable):
     if rough is not None:
         goal = max(tol, 4*reachable(torch.float32)); q = replace(p, geom=rough); few = p.a.shape[-1]*p.b.shape[-1] <= FACTORISE
         f, g, done = solve_dual(q, goal, max_iter, dense=few, callback=callback, reduce=truncated)
-        if done.converged and goal <= tol or done.n_iter >= max_iter: return f, g, replace(done, converged=done.converged and goal <= tol)
+        if done.converged and goal <= tol: return f, g, done
         if torch.isfinite(f).all() and torch.isfinite(g).all(): start = f, g
     later = callback and (lambda n, eps, e: callback(done.n_iter + n, eps, e))
     f, g, info = solve_dual(p, tol, max_iter - done.n_iter, start, callback=later, reduce=truncated)
@@ -309,7 +309,7 @@ def solve(
     max_iter=5000,    # pairs of passes over the scores, at most; but one for each eps of the schedule
     backend="auto",   # "auto", "dense", "streaming" or "triton"
     init=None,        # a `Solution` of a nearby problem of the same sizes to start from
-    callback=None,    # called with (n_iter, eps, marginal_error) after every step: progress bars
+    callback=None,    # called with (n_iter, eps, marginal_error) after every step, the last error being the answer's: progress bars
 ) -> Solution: # value, f, g, converged, n_iter, marginal_error, backend; plan, apply, grad, hvp, hessian, ...
     """Solve entropic optimal transport between two weighted clouds; the derivatives come as methods of the solution.
 

@@ -71,6 +71,17 @@ def test_counts_and_callback():
     with pytest.warns(Warning, match='max_iter=3'): few = solve(**q, eps=.01, max_iter=3)
     assert not few.converged and few.n_iter <= 20 and math.isfinite(few.marginal_error)
 
+@pytest.mark.parametrize('backend', ['auto', 'dense', 'streaming'])
+@pytest.mark.parametrize('kw', [{}, dict(reach=1.), dict(reach_x=.7), dict(max_iter=1), dict(max_iter=7)], ids=str)
+@pytest.mark.parametrize('seed', range(6))
+def test_the_last_error_heard_is_the_answers(seed, kw, backend):
+    "Whatever ended the solve: a Sinkhorn step after a Newton step, an earlier way that was the better one, a single point, or no iterations left."
+    r = torch.Generator().manual_seed(seed); n, m = [(40, 40), (1, 7), (9, 1), (1, 1), (33, 20), (20, 33)][seed]; seen = []
+    x, y = torch.rand(n, 2, generator=r, dtype=D64), torch.rand(m, 2, generator=r, dtype=D64); eps = 10**torch.empty(()).uniform_(-3, 0, generator=r).item()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore'); s = solve(x, y, eps=eps, backend=backend, callback=lambda *a: seen.append(a), **kw)
+    assert seen[-1][1:] == (s.inputs.eps, s.marginal_error) and seen[-1][0] <= s.n_iter and (seen[-1][2] <= s.tol) == s.converged
+
 @pytest.mark.parametrize('reach', [{}, dict(reach=.5), dict(reach_x=.5), dict(reach_y=.5)])
 @pytest.mark.parametrize('n,m', [(8, 11), (30, 40)])
 def test_small_problems_at_a_small_eps_converge(n, m, reach):
