@@ -92,7 +92,7 @@ class SlowModes:
     "Directions in which conjugate gradients for one matrix A are slow, learnt from its first solves: columns W with W^T A W = 1, A W, and W's image under the map that comes along with A."
     most, solves, few, patience = 64, 16, 4, 3   # columns kept; solves to learn from at most; steps with which one is content; solves without gain that end it
     room, least = 1 << 24, 512                   # numbers stored meanwhile; unknowns below which it is not worth it
-    def __init__(self): self.W = self.D = self.stack = self.found = None; self.seen, self.idle, self.best = 0, 0, math.inf
+    def __init__(self): self.W = self.D = self.stack = self.found = None; self.seen, self.idle, self.best, self.harmed = 0, 0, math.inf, False
     def slots(self, m): # directions to store of the next solve, for m unknowns
         return min(512, self.room//(2*m)) // 2 * 2 if self.seen < self.solves and self.idle < self.patience and m >= self.least else 0
     def every(self, steps, room): # of the steps of a solve, one in so many is stored
@@ -123,7 +123,10 @@ class SlowModes:
         self.stack = torch.cat([even(W), even(AW), even(NW)]); h = m + m % 2
         self.W, self.AW, self.NW = self.stack[:m], self.stack[h:h+m], self.stack[2*h:2*h+len(NW)]
         self.D = torch.linalg.solve(self.W.mT @ self.AW, self.W.mT)         # W^T A W is one but for rounding
-    def forget(self): self.W = self.D = self.stack = self.found = None; self.seen = self.solves
+    def forget(self): # after a solve that did not arrive with them
+        "Learning begins again after the first mishap, and is over after the second."
+        done = self.harmed; self.__init__(); self.harmed = True
+        if done: self.seen = self.solves
 
 # %% ../nbs/06_hvp.ipynb #3ee41ec9
 def slow_modes(s:ScaledSystem):

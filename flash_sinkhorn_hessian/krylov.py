@@ -429,7 +429,7 @@ class DeviceCG:
     def _turn(self, slot):
         "A new p, and the account."
         (W, _, _, share, KM), w, (grid, shape) = self._slow(), self.prod, self._grid()
-        launch(direction_kernel, grid, self.r, self.p, W, share, w.w, w.next, self.rr, self.rp, self.table, self.gate, self.m, w.stride, 150, self.per, slot, self.B,
+        launch(direction_kernel, grid, self.r, self.p, W, share, w.w, w.next, self.rr, self.rp, self.table, self.gate, self.m, w.stride, self.patience, self.per, slot, self.B,
                F=_F[w.next.dtype], W=_F[w.w.dtype], GP=max(16, 1 << (self.G - 1).bit_length()), KM=KM, **shape)
     def _block(self):
         for t in range(self.prod.block): self._step(t % 2)
@@ -445,6 +445,7 @@ class DeviceCG:
         if self.W is not None: torch.mm(self.modes.stack[:, -self.modes_used:], self.modes.D[-self.modes_used:] @ self.r[0], out=self.pqu)
         self._begin()
     def _recorded(self): return (self.long or self.blocks >= self.prod.wait) and self.x.is_cuda and not INTERPRETED
+    patience = 150                   # steps without gain that end a solve
     strict = False                   # is the residual that is kept not to be trusted?
     def settled(self, tol): return self.kept is None and self.most.get(tol, 257) <= 256 and self._recorded() and (self.modes is None or self.modes.W is self.W)   # few steps, nothing being learnt, and what was learnt still stands
     def _go(self, blocks):
@@ -507,7 +508,7 @@ class BlockCG(DeviceCG):
         launch(fold_kernel, (-(-SIZE//each), B*self.groups), self.c, self.share, self.G, SIZE=SIZE, EACH=each, PARTS=64 if INTERPRETED and self.G <= 64 else 256, CHAIN=self.chain)
         launch(factor_kernel, (2*self.groups, B), self.share, self.small, self.table, k, *at, KM=KM, CHAIN=self.chain)
         launch(turn_kernel, (self.G + 1, *also), self.r, self.p, self.q, self.null, self.x, self.U, self.u, w.w, w.next, W, self.share, self.small, self.table, self.gate, kp, kq,
-               self.n, self.m, k, w.stride, 150, self.per, *at, *room, NULL=self.balanced, F=_F[w.next.dtype], W=_F[w.w.dtype], KM=KM, KEEP=room[0] > 0, BLOCK=self.size, **shape)
+               self.n, self.m, k, w.stride, self.patience, self.per, *at, *room, NULL=self.balanced, F=_F[w.next.dtype], W=_F[w.w.dtype], KM=KM, KEEP=room[0] > 0, BLOCK=self.size, **shape)
     def __call__(self, rhs, tol, max_iter):
         x, U, info = super().__call__(rhs, tol, max_iter)
         if self.blind or tol >= 1e-7 and not self.strict or not info.converged: return x, U, info
