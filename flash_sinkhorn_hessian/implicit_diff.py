@@ -20,7 +20,8 @@ class ScaledSystem(TwoSided):
     "The scaled system `[[I, N], [N^T, I]]` at one pair of potentials, acting on columns; `T` exchanges the blocks."
     def __init__(self, m:Moments): # marginals at the potentials
         p, self.m, self.p = m.p, m, m.p
-        self.alpha = (m.density * (1 + p.tau)).clamp_min(1e-250)      # diagonal over weight, (..., n); a relaxed row may be empty
+        least = 1e-250 if p.geom.x.dtype == torch.float64 else 1e-24   # a relaxed row may be empty, or so light that its sum underflows
+        self.alpha = (m.density * (1 + p.tau)).clamp_min(least)       # diagonal over weight, (..., n)
         self.scale = (p.a / self.alpha).sqrt()[..., None]             # from density form to scaled form, (..., n, 1)
         self.root = (p.a * self.alpha).sqrt()[..., None]              # sqrt of the diagonal; the null vector, if balanced
         self.bias = m.u + .5*(p.log_a - self.alpha.log())

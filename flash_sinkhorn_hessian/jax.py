@@ -124,7 +124,7 @@ def _potentials_rule(o, primals, tangents):
     out = f, g, info = optimal_potentials(o, p, tol)
     (dx, dy), moved = push(lambda p: densities(o, p, f, g), p, tangents[0])
     if moved is None: return out, _at_rest(out)
-    df, dg = response(o, p, f, g, dx, dy, -p.eps*moved[0]/dx, -p.eps*moved[1]/dy)
+    dx, dy = occupied(dx), occupied(dy); df, dg = response(o, p, f, g, dx, dy, -p.eps*moved[0]/dx, -p.eps*moved[1]/dy)
     return out, (df, dg, _at_rest(info))
 
 # %% ../nbs/24_jax.ipynb #aa074a61

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['DIRECT', 'WHOLE', 'TILE', 'CHOLESKY', 'CUT', 'Problem', 'Options', 'scores', 'costs', 'rows_at_a_time', 'over_rows',
-           'apply', 'densities', 'products', 'gram', 'Scaled', 'scaled', 'project', 'is_small', 'schur_matrix',
-           'schur_factor', 'cg', 'State', 'conjugate', 'target', 'slack', 'dual_value', 'best_constant', 'evaluate',
-           'sinkhorn_move', 'newton_move', 'Loop', 'choose', 'accepts', 'advance', 'Info', 'climb', 'Path', 'floored',
-           'cholesky_solve', 'complement', 'path_step', 'follow_path', 'down_and_on', 'plain_steps', 'best_of', 'light',
-           'weightless', 'maximise_dual', 'log_density', 'average_self', 'self_step', 'solve_self']
+           'apply', 'densities', 'occupied', 'products', 'gram', 'Scaled', 'scaled', 'project', 'is_small',
+           'schur_matrix', 'schur_factor', 'cg', 'State', 'conjugate', 'target', 'slack', 'dual_value', 'best_constant',
+           'evaluate', 'sinkhorn_move', 'newton_move', 'Loop', 'choose', 'accepts', 'advance', 'Info', 'climb', 'Path',
+           'floored', 'cholesky_solve', 'complement', 'path_step', 'follow_path', 'down_and_on', 'plain_steps',
+           'best_of', 'light', 'weightless', 'maximise_dual', 'log_density', 'average_self', 'self_step', 'solve_self']
 
 # %% ../nbs/23_jax_dual.ipynb #a2250573
 import math
@@ -101,6 +101,10 @@ def densities(o:Options, p:Problem, f, g): # potentials (n,), (m,)
         K = jnp.exp(scores(p._replace(x=x), u, g/p.eps))
         return K @ p.b, w @ K
     return over_rows(fn, o, p, f/p.eps, p.a)
+
+def occupied(dens):
+    "Densities that can be divided by: those too light for the arithmetic count as hardly there."
+    return jnp.maximum(dens, 1e-250 if dens.dtype == jnp.float64 else 1e-24)
 
 def products(o:Options, p:Problem, u, v): # biases (n,), (m,)
     "The kernel as a matrix (None where rows are cut), and it and its transpose as functions of a vector; whole, it is made once."

@@ -82,10 +82,11 @@ def centre(
 # %% ../nbs/10_solve.ipynb #2202dc6b
 def default_tol(
     dtype,     # working dtype
-    size:float=1., # mean cost over eps
-) -> float:
+    size=1.,   # mean cost over eps, number or tensor
+): # like size
     "Marginal error that the arithmetic can reach with some margin."
-    return max(1e-11, 64*2.2e-16*size) if dtype == torch.float64 else max(5e-7, 1.2e-9*size)
+    least, slope = (1e-11, 64*2.2e-16) if dtype == torch.float64 else (5e-7, 1.2e-9)
+    return (slope*size).clamp_min(least) if isinstance(size, Tensor) else max(least, slope*size)
 
 def _warn(message):
     "Warn at the line of the caller outside this package."
@@ -104,30 +105,46 @@ def check_count(
 # %% ../nbs/10_solve.ipynb #b5f6985f
 ENOUGH = 1e-3 # of the mass: no default tolerance is above, whatever rounding leaves
 
-def _mass(i): return max(i.a.sum(-1).max().item(), i.b.sum(-1).max().item())      # a marginal error is a mass
+def _mass(i, most=True): # (...,); a marginal error is a mass
+    "The larger total of the two; or the mass that a plan would have where all is near: the total of a hard marginal, or, between penalties, their weighted geometric mean."
+    A, B = i.a.sum(-1), i.b.sum(-1)
+    if most: return torch.maximum(A, B)
+    share = .5 if i.balanced else 1. if math.isinf(i.rho_x) else 0. if math.isinf(i.rho_y) else i.rho_x/(i.rho_x + i.rho_y)
+    return A**share*B**(1 - share)
 
 def _mass_shift(i):
     "Size of the constant in the potentials that unequal totals ask for."
     rate = 1/i.rho_x + 1/i.rho_y
-    return (i.a.sum(-1)/i.b.sum(-1)).log().abs().max().item()/rate if rate else 0.
+    return (i.a.sum(-1)/i.b.sum(-1)).log().abs()/rate if rate else 0.
 
 def _reachable(i, xc, yc, dtype, worst=False):
-    "Marginal error that the arithmetic can reach for these inputs; at worst where a relaxed marginal feels what rounding does to costs that all pairs share."
-    mean = sum((w*t.double().square().sum(-1)).sum(-1)/w.sum(-1) for w, t in ((i.a, xc), (i.b, yc))).max().item()
+    "(...,) marginal errors that the arithmetic can reach for these inputs, a thousandth of the mass at most; at worst where a relaxed marginal feels what rounding does to costs that all pairs share."
+    mean = sum((w*t.double().square().sum(-1)).sum(-1)/w.sum(-1) for w, t in ((i.a, xc), (i.b, yc)))
     size = mean/i.eps*(40 if worst and not i.balanced and dtype != torch.float64 else 1)
-    return _mass(i)*max(default_tol(dtype, size), default_tol(torch.float64, (mean + _mass_shift(i))/i.eps))     # potentials are float64, and scores do not see the constant
+    return _mass(i, worst)*torch.maximum(default_tol(dtype, size), default_tol(torch.float64, (mean + _mass_shift(i))/i.eps)).clamp_max(ENOUGH)     # potentials are float64, and scores do not see the constant
+
+def _content(i, xc, yc, dtype, f, g):
+    "(...,) marginal errors that have to do where an error falls no further: between hard marginals half a unit in the last place of the cost that is transported, which is much if all mass has far to go."
+    least = _reachable(i, xc, yc, dtype, True)
+    if not i.balanced or dtype == torch.float64: return least
+    return torch.maximum(least, (6e-8/i.eps*((i.a*f).sum(-1) + (i.b*g).sum(-1))).clamp_max(ENOUGH*_mass(i)))
+
+def _together(tols): # (...,) tolerances
+    "One tolerance for a batch, and the unit of each problem's error if they differ much; else None."
+    low, high = torch.stack([tols.min(), tols.max()]).tolist()
+    return (high, tols/high) if high > 4*low else (low, None)
 
 # %% ../nbs/10_solve.ipynb #9ddc1aee
-def _dual(p, tol, max_iter, start, callback, reachable):
+def _dual(p, tol, unit, max_iter, start, callback, reachable):
     "The dual solve: cheap arithmetic as far as it goes, exact arithmetic for the rest."
     rough, done = getattr(p.geom, "rough", None) if start is None else None, DualInfo()
     if rough is not None:
-        goal = max(tol, 4*reachable(torch.float32)); q = replace(p, geom=rough); few = p.a.shape[-1]*p.b.shape[-1] <= FACTORISE
-        f, g, done = solve_dual(q, goal, max_iter, dense=few, callback=callback, reduce=truncated)
-        if done.converged and goal <= tol: return f, g, done
+        tols = tol if unit is None else tol*unit; want = (4*reachable(torch.float32)).clamp_min(tols); goal, units = _together(want); q = replace(p, geom=rough); few = p.a.shape[-1]*p.b.shape[-1] <= FACTORISE
+        f, g, done = solve_dual(q, goal, max_iter, dense=few, callback=callback, reduce=truncated, unit=units)
+        if done.converged and (want <= tols).all(): return f, g, done
         if torch.isfinite(f).all() and torch.isfinite(g).all(): start = f, g
     later = callback and (lambda n, eps, e: callback(done.n_iter + n, eps, e))
-    f, g, info = solve_dual(p, tol, max_iter - done.n_iter, start, callback=later, reduce=truncated)
+    f, g, info = solve_dual(p, tol, max_iter - done.n_iter, start, callback=later, reduce=truncated, unit=unit)
     return f, g, replace(info, n_iter=done.n_iter + info.n_iter, newton_steps=done.newton_steps + info.newton_steps,
                          history=done.history + [(done.n_iter + n, eps, e) for n, eps, e in info.history])
 
@@ -275,17 +292,19 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
     geom = make_geometry(choose_backend(backend, inputs.x, inputs.y), xc, yc, inputs.eps, reference=backend != "auto")
     p = Problem(geom, inputs.a, inputs.b, inputs.rho_x, inputs.rho_y, own and inputs.rho_x == inputs.rho_y)
     reachable = lambda dtype: _reachable(inputs, xc, yc, dtype)
-    default, asked = lambda worst: min(_reachable(inputs, xc, yc, torch.float64 if geom.name == "dense" else xc.dtype, worst), ENOUGH*_mass(inputs)), tol is not None
-    if not asked: tol = default(False)
+    dtype, asked, unit = geom.x.dtype, tol is not None, None
+    if not asked: tol, unit = _together(reachable(dtype))
     start = None
     if init is not None:
         if not isinstance(init, Solution): raise TypeError(f"init must be a Solution; got {type(init).__name__}")
         if init._f.shape != p.a.shape or init._g.shape != p.b.shape:
             raise ValueError(f"init must be a Solution of a problem of the same sizes; got {init}")
         start = (init._f.to(p.a.device), init._g.to(p.b.device))
-    f, g, info = _dual(p, tol, max_iter, start, callback, reachable)
+    f, g, info = _dual(p, tol, unit, max_iter, start, callback, reachable)
     f, g = _weightless(p, f, g)
-    if info.stalled and not info.converged and not asked and info.marginal_error <= (worst := default(True)): tol, info = worst, replace(info, converged=True)     # nobody asked for more, and there is no more
+    if info.stalled and not info.converged and not asked:      # nobody asked for more, and there is no more
+        enough = _content(inputs, xc, yc, dtype, f, g); e = info.marginal_error
+        if (e*(1. if unit is None else unit) <= enough).all(): tol, info = max(e, tol) if unit is not None else enough.max().item(), replace(info, converged=True)
     if not info.converged:
         why = ("because the marginal error falls no further (rounding, or an eps too small for this arithmetic)" if info.stalled
                else f"after max_iter={max_iter} iterations")

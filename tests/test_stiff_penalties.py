@@ -34,6 +34,10 @@ for reach in (10., 300.):
     s, want = solve(*q, eps=.05, reach=reach, backend="triton", max_iter=300), solve(*(t.double() for t in q), eps=.05, reach=reach, backend="dense")
     got = relative(s.grad(), want.grad()), relative(s.hvp(v), want.hvp(v.double())), relative(s.hvp(v), want.hvp(v.double())), relative(s.plan(), want.plan())
     assert s.converged and max(got) < 1e-5, (reach, got)
+from test_stiff_penalties import scattered
+for size in (24., 150.):
+    q, v = scattered(size, torch.float32, 9, 11); s, want = solve(*q, eps=.05, reach=1., backend="triton"), solve(*(t.double() for t in q), eps=.05, reach=1., backend="dense", tol=1e-13)
+    assert relative(s.grad(), want.grad()) < 1e-3 and relative(s.hvp(v), want.hvp(v.double())) < 1e-3, size
 print("ok")
 '''
 
@@ -41,6 +45,20 @@ def test_triton_kernels():
     pytest.importorskip('triton')
     run = subprocess.run([sys.executable, '-c', TRITON], env={**os.environ, 'TRITON_INTERPRET': '1'}, capture_output=True, text=True, cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     assert run.returncode == 0 and run.stdout.strip().endswith('ok'), run.stdout + run.stderr
+
+def scattered(size, dtype, n=18, m=20, seed=18):
+    gen = torch.Generator().manual_seed(seed); u = lambda *s: torch.rand(*s, generator=gen)
+    x, y, a, b, v = size*u(n, 3), size*u(m, 3), u(n) + .1, u(m) + .1, torch.randn(n, 3, generator=gen)
+    return [t.to(dtype) for t in (x, y, a/a.sum(), b/b.sum())], v.to(dtype)
+
+@pytest.mark.parametrize('backend,dtype,bound', [('streaming', torch.float32, 1e-2), ('auto', torch.float32, 1e-5), ('streaming', torch.float64, 1e-8), ('dense', torch.float64, 1e-8)])
+@pytest.mark.parametrize('size', [5., 24., 50., 150.])
+def test_marginals_too_light_for_single_precision(size, backend, dtype, bound):
+    "Clouds so far apart for their reach that some points send e^-90 of their mass, or e^-900: costs of 1e6 eps, of which float32 knows a tenth of an eps."
+    q, v = scattered(size, dtype); s = solve(*q, eps=.05, reach=1., backend=backend); want = solve(*(t.double() for t in q), eps=.05, reach=1., backend='dense', tol=1e-13)
+    assert torch.isfinite(s.hvp(v)).all() and relative(s.grad(), want.grad()) < bound and relative(s.hvp(v), want.hvp(v.double())) < bound
+    both = solve(*(torch.stack([t, u]) for t, u in zip(q, scattered(1., dtype)[0])), eps=.05, reach=1., backend=backend); h = both.hvp(torch.stack([v, v]))      # and they do no harm to a neighbour in the batch
+    want = solve(*(t.double() for t in scattered(1., dtype)[0]), eps=.05, reach=1., backend='dense', tol=1e-13); assert relative(h[1], want.hvp(v.double())) < (1e-5 if dtype == torch.float32 else 1e-9)
 
 def test_the_solution_owns_its_weights():
     x, y, a = torch.rand(5, 2).double(), torch.rand(5, 2).double(), torch.full((5,), .1).double()
