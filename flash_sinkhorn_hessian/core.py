@@ -96,6 +96,7 @@ def check_positive(
 ) -> float:
     "Check one positive scalar; raises `TypeError` if it is no number, `ValueError` if it is not positive (or not finite)."
     if isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value): raise TypeError(f"{name} must be a plain number inside a transform of torch.func: there is no derivative in it here (the JAX functions have one in eps)")
+    if isinstance(value, Tensor) and value.requires_grad: raise TypeError(f"{name} must not require a gradient: there is no derivative in it here (the JAX functions have one in eps); pass {name}.detach()")
     if isinstance(value, Tensor) and value.numel() == 1: value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a positive number; got {_is(value)}")

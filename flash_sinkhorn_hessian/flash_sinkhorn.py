@@ -12,7 +12,6 @@ from torch import Tensor
 from .core import *
 from .dual_energy import *
 from .newton import *
-from .newton import _both_errors
 from .solve import *
 from . import samples_loss
 
@@ -67,6 +66,7 @@ class FlashSamplesLoss(samples_loss.SamplesLoss):
 SamplesLoss = FlashSamplesLoss   # the name to import
 
 # %% ../nbs/20_migration.ipynb #87f4a533
+@exact
 def from_potentials(
     x, y, # (n, d), (m, d) clouds, or batches of them
     f, g, # (n,), (m,) potentials in units of the cost, f_i + g_j being the score that exp((f + g - C)/eps) a b wants
@@ -83,7 +83,7 @@ def from_potentials(
     p = Problem(make_geometry(choose_backend(backend, i.x, i.y), xc, yc, i.eps), i.a, i.b, i.rho_x, i.rho_y)
     if o is not None:
         f, g = f - 2*(xc.double()*o).sum(-1) - o.square().sum((-1, -2))[..., None], g + 2*(yc.double()*o).sum(-1)
-    error, tol = _both_errors(p, f, g), check_positive("tol", tol)
+    error, tol = worst(both_errors(p, f, g)), check_positive("tol", tol)
     return Solution(i, p, f, g, DualInfo(marginal_error=error, converged=error <= tol), o, tol)
 
 # %% ../nbs/20_migration.ipynb #1b57eb0b
@@ -102,6 +102,7 @@ def c_transform(
     check_like("y", y, (len(y), x.shape[1]), "(m, d) of points of the dimension of x", x, stack=False); check_count("strip", strip)
     check_like("psi", psi, y.shape[:-1], "of the points of y", y, stack=False)
     with torch.no_grad():
-        cost = lambda x: torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_().mul_(s)
-        j = torch.cat([(cost(t) - psi).argmin(1) for t in x.split(max(1, strip // len(y)))])
+        z, psi_, wide = *(t.to(torch.promote_types(t.dtype, torch.float32)) for t in (y, psi)), torch.promote_types(x.dtype, torch.float32)
+        cost = lambda x: torch.cdist(x.to(wide), z, compute_mode="donot_use_mm_for_euclid_dist").square_().mul_(s)
+        j = torch.cat([(cost(t) - psi_).argmin(1) for t in x.split(max(1, strip // len(y)))])
     return s*(x - y[j]).square().sum(1) - psi[j], j

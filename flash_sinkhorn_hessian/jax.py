@@ -226,6 +226,8 @@ def check_arrays(x, y, a, b, eps, reach=None, reach_x=None, reach_y=None, tol=No
     for name, t in (("eps", eps), ("tol", tol)):
         if isinstance(t, jax.Array) and t.ndim: raise ValueError(f"{name} must be a scalar; got shape {t.shape}: for several, use jax.vmap")
     e = 1. if isinstance(eps, jax.core.Tracer) else float(eps) if isinstance(eps, jax.Array) and eps.ndim == 0 else eps
+    for name, t in (("reach", reach), ("reach_x", reach_x), ("reach_y", reach_y), ("max_iter", max_iter), ("batch_size", batch_size)):
+        if isinstance(t, jax.Array): raise TypeError(f"{name} is static: it must be a Python number that is known while JAX traces (close over it, or name it in jit's static_argnames); got {_kind(t)}")
     validate(xt, yt, as_tensor("a", a, "(n,)", True), as_tensor("b", b, "(m,)", True), eps=e, reach=reach, reach_x=reach_x, reach_y=reach_y)
     if tol is not None and not isinstance(tol, jax.core.Tracer): check_positive("tol", float(tol) if isinstance(tol, jax.Array) and tol.ndim == 0 else tol)
     check_count("max_iter", max_iter)
@@ -242,7 +244,7 @@ def on_simplex(a):
     "(n,) weights made to sum to one; directions are made to sum to zero."
     return a/a.sum()
 @on_simplex.defjvp
-def _on_simplex_rule(a, da): return on_simplex(*a), da[0] - da[0].mean()
+def _on_simplex_rule(a, da): return on_simplex(*a), (da[0] - da[0].mean())/a[0].sum()
 
 def reachable_tol(p:Problem): # centred problem
     "L1 marginal error that the arithmetic can reach with some margin."

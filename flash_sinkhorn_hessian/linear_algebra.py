@@ -44,7 +44,7 @@ def array_library(
     if xp not in ("numpy", "cupy"): raise ValueError(f"xp must be 'numpy' or 'cupy'; got {xp!r}")
     try: arrays, linalg = map(import_module, (xp, "scipy.sparse.linalg" if xp == "numpy" else "cupyx.scipy.sparse.linalg"))
     except ImportError as e: raise ImportError(f"xp={xp!r} needs CuPy: pip install cupy-cuda13x, or the one for your version of CUDA") from e
-    if xp == "numpy": return arrays, linalg, torch.as_tensor, lambda t: t.cpu().numpy()
+    if xp == "numpy": return arrays, linalg, lambda v: torch.as_tensor(v, device="cpu"), lambda t: t.cpu().numpy()
     return arrays, linalg, torch.from_dlpack, lambda t: arrays.from_dlpack(t.contiguous())
 
 def linear_operator(
@@ -62,8 +62,8 @@ def linear_operator(
     if xp == "cupy" and read(arrays.zeros(1)).device.type != x.device.type: raise ValueError(f"xp='cupy' needs the problem on a GPU; it is on {x.device}")
     rows, columns = parameter_map(J, sol.grad(u)), parameter_map(J, sol.grad(w))
     def product(u, w, into, back):                          # arrays (size, k) -> (size, k)
-        def run(V): return run(V.real) + 1j*run(V.imag) if V.dtype.kind == "c" else write(back(sol.hvp(into(read(V).T.to(x)), (u, w), **options)).double().T)
-        return run
+        real = lambda V: write(back(sol.hvp(into(read(V).T.to(x)), (u, w), **options)).double().T)
+        return lambda V: real(V.real) + 1j*real(V.imag) if V.dtype.kind == "c" else real(V)
     one, other = product(u, w, columns[1], rows[2]), product(w, u, rows[1], columns[2])
     vector = lambda f: lambda V: f(V.reshape(-1, 1))[:, 0]
     return linalg.LinearOperator((rows[0], columns[0]), dtype="float64", matvec=vector(one), matmat=one, rmatvec=vector(other), rmatmat=other)
@@ -127,7 +127,7 @@ def stochastic_trace(
     Raises `ValueError` or `TypeError` for a k that is no positive number; otherwise as `linear_operator`."""
     check_count("k", k); u, _ = check_wrt(wrt, False); like = sol.grad(u); g = torch.Generator().manual_seed(seed)
     p, into, _ = parameter_map(J, like)
-    z = into((2*torch.randint(0, 2, (k, p), generator=g) - 1).to(like))
+    z = into((2*torch.randint(0, 2, (k, p), generator=g, device="cpu") - 1).to(like))
     t = (z*sol.hvp(z, u)).flatten(1).sum(1).double()
     return t.mean().item(), t.std().item()/math.sqrt(k) if k > 1 else math.inf
 
@@ -136,6 +136,7 @@ def _transport(name, sol): # not a divergence, which has three plans
     if isinstance(sol, Divergence): raise TypeError(f"{name} takes the Solution of one problem; got a Divergence: take its xy, xx or yy")
     return sol
 
+@exact
 def spectral_gap(
     sol,      # a `Solution` of one problem
     **options # of SciPy's `eigsh`

@@ -21,7 +21,7 @@ from .hvp import *
 from .newton import *
 from .streaming import *
 from .solve import *
-from .solve import _warn
+from .solve import _attached, _warn
 
 # %% ../nbs/21_torch_sinkhorn_hessian.ipynb #8efcd26e
 def check_problem(
@@ -173,7 +173,7 @@ def _solve_ott(self,
     if self.use_keops: make = KeopsGeometry
     elif not self.use_compile: make = lambda x, y, eps: StreamingGeometry(x, y, eps, False)
     else: return Transport(solve(x, y, mu, nu, eps=epsilon, tol=float(threshold)))
-    return Transport(solve_on(make, validate(x, y, mu, nu, eps=epsilon), float(threshold)))
+    return Transport(_attached(solve_on(make, validate(*map(bare, "xyab", (x, y, mu, nu)), eps=epsilon), float(threshold)), x, y, mu, nu))
 
 # %% ../nbs/21_torch_sinkhorn_hessian.ipynb #aa95c0d0
 @_method

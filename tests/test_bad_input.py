@@ -3,7 +3,7 @@ import warnings
 
 import numpy as np, pytest, torch
 
-from flash_sinkhorn_hessian import ConvergenceWarning, divergence, solve
+from flash_sinkhorn_hessian import ConvergenceWarning, SamplesLoss, divergence, ot_cost, solve
 
 N, M, D = 6, 5, 2
 def problem(dtype=torch.float64):
@@ -219,7 +219,7 @@ def test_results_are_the_users_own(front):
     for k, f in calls.items(): assert torch.equal(f(), first[k]), k
 
 LEGAL = {
-    'eps a 0-d tensor': dict(eps=torch.tensor(.1, dtype=torch.float64)), 'eps float32 numpy': dict(eps=np.float64(.1)), 'eps 0-d, needs gradient': dict(eps=torch.tensor(.1, dtype=torch.float64, requires_grad=True)),
+    'eps a 0-d tensor': dict(eps=torch.tensor(.1, dtype=torch.float64)), 'eps float32 numpy': dict(eps=np.float64(.1)),
     'x needs a gradient': dict(x=P['x'].clone().requires_grad_(True)), 'a parameter': dict(x=torch.nn.Parameter(P['x'].clone())),
     'columns first': dict(x=P['x'].T.contiguous().T, y=P['y'].T.contiguous().T), 'strided': dict(x=torch.stack([P['x']]*2, 2)[..., 0], a=torch.stack([P['a']]*3, 1)[:, 1]),
     'strided weights': dict(b=torch.stack([P['b']]*2, 1).flatten()[::2]), 'a leading None': dict(reach=None, reach_x=None),
@@ -234,6 +234,12 @@ def test_legal(name, backend):
         assert torch.allclose(f(got), f(want), rtol=1e-9, atol=1e-12)
     assert not any(t.requires_grad for t in (got.grad('x'), got.hvp(v))) and got.value.requires_grad == any(getattr(LEGAL[name].get(k), 'requires_grad', False) for k in 'xyab')
     assert got.value.dtype == torch.float64
+
+def test_a_number_has_no_derivative():
+    e, x = torch.tensor(.1, dtype=torch.float64, requires_grad=True), P['x'].clone().requires_grad_()
+    for call in (lambda: solve(**P, eps=e), lambda: divergence(**P, eps=e), lambda: ot_cost(x, P['y'], eps=e), lambda: solve(**P, eps=.1, tol=e), lambda: SamplesLoss(blur=e)):
+        with pytest.raises(TypeError, match='must not require a gradient'): call()
+    assert solve(**P, eps=e.detach()).converged
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 def test_results_keep_the_dtype(dtype):
