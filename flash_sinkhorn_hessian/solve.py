@@ -156,8 +156,22 @@ def _dual(p, tol, unit, max_iter, start, callback, reachable):
         if torch.isfinite(f).all() and torch.isfinite(g).all(): start = f, g
     later = callback and (lambda n, eps, e: callback(done.n_iter + n, eps, e))
     f, g, info = solve_dual(p, tol, max_iter - done.n_iter, start, callback=later, reduce=truncated, unit=unit)
-    return f, g, replace(info, n_iter=done.n_iter + info.n_iter, newton_steps=done.newton_steps + info.newton_steps,
-                         history=done.history + [(done.n_iter + n, eps, e) for n, eps, e in info.history])
+    return f, g, _continued(done, info)
+
+def _continued(done, more): # two parts of a solve
+    return replace(more, n_iter=done.n_iter + more.n_iter, newton_steps=done.newton_steps + more.newton_steps, history=done.history + [(done.n_iter + n, eps, e) for n, eps, e in more.history])
+
+def _finer(p, f, g, info, tol, unit, relative, max_iter, callback, reachable):
+    "Where penalties have left little of the mass, the same relative error of what is left, if it can be had."
+    side = p if not math.isinf(p.rho_x) else p.T
+    left = torch.where(side.a > 0, side.a*log_target(side, f if side is p else g).exp(), 0.).sum(-1); finer, units = _together((relative*left).clamp_min(1e-300))
+    if not finer < .3*tol or info.n_iter >= max_iter: return f, g, info, tol, unit
+    f1, g1, more = _dual(p, finer, units, max_iter - info.n_iter, (f, g), callback and (lambda n, eps, e: callback(info.n_iter + n, eps, e)), reachable)
+    more = _continued(info, more)
+    if more.converged: return f1, g1, more, finer, units
+    e = worst(both_errors(p, f1, g1), unit); better = e <= info.marginal_error; e = e if better else info.marginal_error
+    if callback is not None: callback(more.n_iter, p.eps, e)
+    return *((f1, g1) if better else (f, g)), replace(more, marginal_error=e, converged=True, history=[*more.history, (more.n_iter, p.eps, e)]), tol, unit
 
 def _weightless(p, f, g):
     "Newton leaves points with no weight, or hardly any, a step behind; theirs is the update from the others, which do not see them."
@@ -319,6 +333,7 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
             raise ValueError(f"init must be a Solution of a problem of the same sizes; got {init}")
         start = (init._f.to(p.a.device), init._g.to(p.b.device))
     f, g, info = _dual(p, tol, unit, max_iter, start, callback, reachable)
+    if not asked and not inputs.balanced and info.converged: f, g, info, tol, unit = _finer(p, f, g, info, tol, unit, reachable(dtype)/_mass(inputs, False), max_iter, callback, reachable)
     f, g = _weightless(p, f, g)
     if info.stalled and not info.converged and not asked:      # nobody asked for more, and there is no more
         enough, e = _content(inputs, xc, yc, dtype, f, g), torch.tensor(info.marginal_error) if unit is None else both_errors(p, f, g)
