@@ -244,7 +244,7 @@ def on_simplex(a):
     "(n,) weights made to sum to one; directions are made to sum to zero."
     return a/a.sum()
 @on_simplex.defjvp
-def _on_simplex_rule(a, da): return on_simplex(*a), (da[0] - da[0].mean())/a[0].sum()
+def _on_simplex_rule(a, da): return on_simplex(*a), (da[0] - da[0].mean())/lax.stop_gradient(a[0].sum())
 
 def reachable_tol(p:Problem): # centred problem
     "L1 marginal error that the arithmetic can reach with some margin."

@@ -134,11 +134,17 @@ def _reachable(i, xc, yc, dtype, worst=False):
     size = mean/i.eps*(40 if worst and not i.balanced and dtype != torch.float64 else 1)
     return _mass(i, worst)*torch.maximum(default_tol(dtype, size), default_tol(torch.float64, (mean + _mass_shift(i))/i.eps)).clamp_max(ENOUGH)     # potentials are float64, and scores do not see the constant
 
-def _content(i, xc, yc, dtype, f, g):
+def _transported(p, f, g):
+    "(...,) mean of f + g over the plan: the cost that is transported, and what entropy adds."
+    def side(p, f): w = torch.where(p.a > 0, p.a*log_target(p, f).exp(), 0.); return (w*torch.where(p.a > 0, f, 0.)).sum(-1), w.sum(-1)
+    (F, mass), (G, _) = side(p, f), side(p.T, g)
+    return (F + G)/mass.clamp_min(1e-250)
+
+def _content(i, xc, yc, dtype, p, f, g):
     "(...,) marginal errors that have to do where an error falls no further: between hard marginals half a unit in the last place of the cost that is transported, which is much if all mass has far to go."
     least = _reachable(i, xc, yc, dtype, True)
     if not i.balanced or dtype == torch.float64: return least
-    return torch.maximum(least, (6e-8/i.eps*((i.a*f).sum(-1) + (i.b*g).sum(-1))).clamp_max(ENOUGH*_mass(i)))
+    return torch.maximum(least, _mass(i)*(6e-8/i.eps*_transported(p, f, g)).clamp_max(ENOUGH))
 
 def _together(tols): # (...,) tolerances
     "One tolerance for a batch, and the unit of each problem's error if they differ much; else None."
@@ -164,7 +170,8 @@ def _continued(done, more): # two parts of a solve
 def _finer(p, f, g, info, tol, unit, relative, max_iter, callback, reachable):
     "Where penalties have left little of the mass, the same relative error of what is left, if it can be had."
     side = p if not math.isinf(p.rho_x) else p.T
-    left = torch.where(side.a > 0, side.a*log_target(side, f if side is p else g).exp(), 0.).sum(-1); finer, units = _together((relative*left).clamp_min(1e-300))
+    left = torch.where(side.a > 0, side.a*log_target(side, f if side is p else g).exp(), 0.).sum(-1)
+    finer, units = _together((relative*left).clamp_min(1e-300))
     if not finer < .3*tol or info.n_iter >= max_iter: return f, g, info, tol, unit
     f1, g1, more = _dual(p, finer, units, max_iter - info.n_iter, (f, g), callback and (lambda n, eps, e: callback(info.n_iter + n, eps, e)), reachable)
     more = _continued(info, more)
@@ -336,8 +343,8 @@ def _solve(inputs, tol, max_iter, backend, init=None, callback=None, own=False):
     if not asked and not inputs.balanced and info.converged: f, g, info, tol, unit = _finer(p, f, g, info, tol, unit, reachable(dtype)/_mass(inputs, False), max_iter, callback, reachable)
     f, g = _weightless(p, f, g)
     if info.stalled and not info.converged and not asked:      # nobody asked for more, and there is no more
-        enough, e = _content(inputs, xc, yc, dtype, f, g), torch.tensor(info.marginal_error) if unit is None else both_errors(p, f, g)
-        if (e.to(f.device) <= enough).all(): tol, info = enough.max().item(), replace(info, converged=True, marginal_error=e.max().item())
+        enough = _content(inputs, xc, yc, dtype, p, f, g); e = enough.new_tensor(info.marginal_error) if unit is None else both_errors(p, f, g)
+        if (e <= enough).all(): tol, info = enough.max().item(), replace(info, converged=True, marginal_error=e.max().item())
     if not info.converged:
         why = ("because the marginal error falls no further (rounding, or an eps too small for this arithmetic)" if info.stalled
                else f"after max_iter={max_iter} iterations")
@@ -521,11 +528,7 @@ def _hvp(sol, v, out, options, dtype=torch.float64): # v: dict of (..., k, ...) 
 def _check_digits(sol):
     "Rounding of scores counts squared in second derivatives, a division by eps for each: say so where few digits are left."
     p, double = sol.problem, sol.problem.geom.x.dtype == torch.float64
-    def size(): # of the cost that is transported, over eps
-        mean = lambda p, f: (torch.where(p.a > 0, p.a*log_target(p, f).exp()*f, 0.)).sum(-1)
-        mass = torch.where(p.a > 0, p.a*log_target(p, sol._f).exp(), 0.).sum(-1).clamp_min(1e-250)
-        return ((mean(p, sol._f) + mean(p.T, sol._g))/mass).abs().max().item()/p.eps
-    lost = lasting(sol, "_size", size)**2*(1.1e-16 if double else 6e-8)
+    lost = lasting(sol, "_size", lambda: _transported(p, sol._f, sol._g).abs().max().item()/p.eps)**2*(1.1e-16 if double else 6e-8)
     if lost > .1:
         _warn(f"second derivatives have hardly a digit here: the costs that are transported are {sol._size:.1g} times eps, and rounding of scores counts squared. Expect relative errors of {min(lost, 1.):.1g} or more; use {'' if double else 'float64 or '}a larger eps.")
 
