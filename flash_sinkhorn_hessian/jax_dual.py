@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['DIRECT', 'WHOLE', 'TILE', 'CHOLESKY', 'CUT', 'Problem', 'Options', 'scores', 'costs', 'rows_at_a_time', 'over_rows',
            'apply', 'densities', 'occupied', 'products', 'gram', 'Scaled', 'scaled', 'project', 'is_small',
-           'schur_matrix', 'schur_factor', 'cg', 'State', 'conjugate', 'target', 'slack', 'dual_value', 'best_constant',
-           'evaluate', 'sinkhorn_move', 'newton_move', 'Loop', 'choose', 'accepts', 'advance', 'Info', 'climb', 'Path',
-           'floored', 'cholesky_solve', 'complement', 'path_step', 'follow_path', 'down_and_on', 'plain_steps',
-           'best_of', 'light', 'weightless', 'maximise_dual', 'log_density', 'average_self', 'self_step', 'solve_self']
+           'schur_matrix', 'schur_factor', 'cg', 'State', 'conjugate', 'target', 'slack', 'dual_value', 'energy',
+           'best_constant', 'evaluate', 'sinkhorn_move', 'newton_move', 'Loop', 'choose', 'accepts', 'advance', 'Info',
+           'climb', 'Path', 'floored', 'cholesky_solve', 'complement', 'path_step', 'follow_path', 'down_and_on',
+           'plain_steps', 'best_of', 'light', 'weightless', 'maximise_dual', 'log_density', 'average_self', 'self_step',
+           'solve_self']
 
 # %% ../nbs/23_jax_dual.ipynb #a2250573
 import math
@@ -199,6 +200,11 @@ def dual_value(o:Options, p:Problem, f, g, mass):
     return p.a @ conjugate(f, o.rho_x) + p.b @ conjugate(g, o.rho_y) - p.eps*(mass - p.a.sum()*p.b.sum())
 
 # %% ../nbs/23_jax_dual.ipynb #83d9ef24
+def energy(o:Options, p:Problem, f, g):
+    "The dual energy of a pair of potentials. The mass is summed as what is more than that of the product of the weights: where eps is large the plan is nearly that product, and eps times the rounding of its mass would be more than the value."
+    fn = lambda x, u, w: ((), (w*(jnp.expm1(jnp.minimum(scores(p._replace(x=x), u, g/p.eps), 80.)) @ p.b)).sum())
+    return p.a @ conjugate(f, o.rho_x) + p.b @ conjugate(g, o.rho_y) - p.eps*over_rows(fn, o, p, f/p.eps, p.a)[1]
+
 def best_constant(o:Options, p:Problem, f, g): # potentials, f exact for g
     "What to take from g so that the dual energy is largest (f then gains `1/(1 + eps/rho_x)` times that), in closed form; a penalty that hardly bends would take Newton there in small steps. Zero between hard marginals."
     if o.balanced: return jnp.zeros_like(p.eps)
@@ -434,7 +440,8 @@ def weightless(o:Options, p:Problem, f, g, info):
     def update():
         fn = lambda y, u, w: (-jax.nn.logsumexp(scores(p.T._replace(x=y), 0*u, f/p.eps), axis=-1, b=p.a), ())
         return jnp.where(light(p.b), p.eps*over_rows(fn, o.T, p.T, g/p.eps, p.b)[0]/(1 + p.eps/o.rho_y), g)
-    return f, lax.cond(light(p.b).any(), update, lambda: g), info
+    g = lax.cond(light(p.b).any(), update, lambda: g)
+    return f, g, info and info._replace(value=energy(o, p, f, g))
 
 def maximise_dual(
     o:Options, p:Problem, tol, # L1 marginal error wanted
@@ -466,7 +473,7 @@ def average_self(
     f, _, err, it = down_and_on(step, o, p, tol, 0*p.a)
     return f, _self_info(o, p, f, err, it)
 
-def _self_info(o, p, f, err, it): return Info(err, it, dual_value(o, p, f, f, (p.a*target(f, o.rho_x)).sum()))
+def _self_info(o, p, f, err, it): return Info(err, it, energy(o, p, f, f))
 
 # %% ../nbs/23_jax_dual.ipynb #be4ebad8
 def self_step(o:Options, p:Problem, C, f, _): # costs (n, n), potential (n,)

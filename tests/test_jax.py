@@ -290,3 +290,31 @@ def test_weights_at_points_without_weight():
     for b, eps in (([0., 1., 0.], .1), ([.5, .5, 0.], .01), ([.5, .5 - 1e-10, 1e-10], .05)):
         g, H = f(jnp.array(b), eps); s = package.solve(*map(numbers, (x, y, a)), torch.tensor(b, dtype=torch.float64), eps=eps)
         assert rel(off @ g, s.grad('b').numpy()) < 1e-9 and rel(off @ H @ off, s.hessian('b').numpy()) < 1e-8 and abs(H - H.T).max() < 1e-10*abs(H).max(), (b, eps)
+
+@needs_jax
+@pytest.mark.parametrize('scale,eps', [(1., 10.), (1e-3, .05), (1., 1e3)])
+def test_value_where_eps_is_above_all_costs(scale, eps):
+    "In single precision: the mass of the plan is one but for its rounding, and eps times that must not enter."
+    q = random_problem(30, 40, 3, dtype=torch.float32); x, y = q['x']*scale, q['y']*scale; X, Y = (jnp.asarray(t.numpy()) for t in (x, y))
+    for ours, theirs, kw in ((reg_ot_cost, package.solve, {}), (reg_ot_divergence, package.divergence, {}), (reg_ot_cost, package.solve, dict(reach=.3*scale)), (reg_ot_cost, package.solve, dict(batch_size=7))):
+        want = theirs(x.double(), y.double(), eps=eps, **{k: v for k, v in kw.items() if k != 'batch_size'}).value
+        assert abs(float(jax.jit(lambda X: ours(X, Y, None, None, eps, **kw))(X))/want - 1) < 5e-6, (ours, kw)
+
+@needs_jax
+def test_slope_of_weights_that_do_not_sum_to_one():
+    q = random_problem(6, 8, 3); x, y, a, b = arrays(q); u = jnp.cos(jnp.arange(6.)); u -= u.mean()
+    f = jax.jit(lambda w: reg_ot_cost(x, y, w, b, .1, tol=1e-13))
+    for size in (1., 2.): assert abs(jax.grad(f)(size*a) @ u - (f(size*a + 1e-5*u) - f(size*a - 1e-5*u))/2e-5) < 1e-8
+
+@needs_jax
+def test_static_arguments_say_that_they_are():
+    x, y = (jnp.ones((3, 2)), jnp.zeros((4, 2)))
+    for kw in (dict(reach=jnp.array(.3)), dict(max_iter=jnp.array(3))):
+        with pytest.raises(TypeError, match=f'{next(iter(kw))} is static'): reg_ot_cost(x, y, None, None, .1, **kw)
+
+@needs_jax
+def test_marginals_too_light_for_single_precision():
+    "A reach so short that some points send e^-90 of their mass."
+    g = np.random.default_rng(18); x, y, v = (g.random((n, 3)).astype(np.float32)*s for n, s in ((18, 12.), (20, 12.), (18, 1.)))
+    f = lambda x: reg_ot_cost(x, jnp.asarray(y), None, None, .05, reach=1.); h = jax.jvp(jax.grad(f), (jnp.asarray(x),), (jnp.asarray(v),))[1]
+    want = package.solve(*map(torch.tensor, (x.astype(float), y.astype(float))), eps=.05, reach=1., backend='dense').hvp(torch.tensor(v.astype(float))); assert rel(h, want) < 2e-2
