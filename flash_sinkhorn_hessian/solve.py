@@ -171,8 +171,8 @@ def _finer(p, f, g, info, tol, unit, relative, max_iter, callback, reachable):
     "Where penalties have left little of the mass, the same relative error of what is left, if it can be had."
     side = p if not math.isinf(p.rho_x) else p.T
     left = torch.where(side.a > 0, side.a*log_target(side, f if side is p else g).exp(), 0.).sum(-1)
-    finer, units = _together((relative*left).clamp_min(1e-300))
-    if not finer < .3*tol or info.n_iter >= max_iter: return f, g, info, tol, unit
+    tols = (relative*left).clamp_min(1e-300); finer, units = _together(tols)
+    if info.n_iter >= max_iter or not (tols < .3*(tol if unit is None else tol*unit)).any(): return f, g, info, tol, unit
     f1, g1, more = _dual(p, finer, units, max_iter - info.n_iter, (f, g), callback and (lambda n, eps, e: callback(info.n_iter + n, eps, e)), reachable)
     more = _continued(info, more)
     if more.converged: return f1, g1, more, finer, units
