@@ -262,7 +262,7 @@ class Solution:
     backend = property(lambda self: self.problem.geom.name, doc="where the arithmetic ran")
     converged = property(lambda self: self.info.converged, doc="is the marginal error at most `tol`?")
     n_iter = property(lambda self: self.info.n_iter, doc="pairs of passes over the scores that the solve took")
-    marginal_error = property(lambda self: self.info.marginal_error, doc="L1 marginal error reached (worst problem of a batch)")
+    marginal_error = property(lambda self: self.info.marginal_error, doc="L1 marginal error reached (worst problem of a batch; a bound, if its tolerances differ much)")
 
     @property
     def _dtype(self): return torch.float64 if self.inputs.x.dtype == torch.float64 else torch.float32
@@ -583,8 +583,8 @@ def _hvp_method(self,
     shape of w and the result that of u. A batch axis stands behind k: (k, B, n, d).
 
     Errors: `TypeError` for a v of another type, dtype or device than x; `ValueError` for a wrong shape, an empty stack, NaN, an unknown `wrt` or
-    `solver`, or `tol`, `max_iter`, `ridge` out of range. `ConvergenceWarning` if the potentials had not converged, or conjugate
-    gradients stop short. `cg_info` keeps their steps and residual.
+    `solver`, or `tol`, `max_iter`, `ridge` out of range. `ConvergenceWarning` if the potentials had not converged, conjugate
+    gradients stop short, or rounding leaves hardly a digit. `cg_info` keeps their steps and residual.
 
     Source: D_uw + D_uz M^-1 D_zw without its cancellation; one solve with a Schur complement (nbs/05_hessian, nbs/06_hvp).
     """
@@ -615,7 +615,7 @@ def _hessian(self, wrt="x") -> Tensor: # e.g. (n, d, n, d), or (n, d, m) for ("x
 
     Shapes: that of u, then that of w: (n, d, n, d) for "x", (n, d, m) for ("x", "b"); a batch has B in front. Needs n m memory too.
 
-    Errors: `ValueError` for an unknown `wrt`; `MemoryError` on a CPU whose memory the block would not fit.
+    Errors: `ValueError` for an unknown `wrt`; `MemoryError` on a CPU whose memory the block would not fit. `ConvergenceWarning` if rounding leaves hardly a digit.
 
     Source: the closed form of nbs/05_hessian.
     """
