@@ -419,7 +419,7 @@ def plain_steps(o:Options, p:Problem, tol, wanted=True): # as for `down_and_on`
     "f (n,), g (m,), Info: Sinkhorn's steps, which survive what Newton's do not (a plan whose mass rounds to nothing, say)."
     def step(here, g): s = evaluate(o, here, g); return s.err, s.f, s.g + sinkhorn_move(o, here, s)
     f, g, err, it = down_and_on(step, o, p, tol, 0*p.b, wanted)
-    return f, g, Info(err, it, dual_value(o, p, f, g, (p.a*target(f, o.rho_x)).sum()))
+    return f, g, Info(err, it, energy(o, p, f, g))
 
 def _quiet(out): return out
 
@@ -440,8 +440,7 @@ def weightless(o:Options, p:Problem, f, g, info):
     def update():
         fn = lambda y, u, w: (-jax.nn.logsumexp(scores(p.T._replace(x=y), 0*u, f/p.eps), axis=-1, b=p.a), ())
         return jnp.where(light(p.b), p.eps*over_rows(fn, o.T, p.T, g/p.eps, p.b)[0]/(1 + p.eps/o.rho_y), g)
-    g = lax.cond(light(p.b).any(), update, lambda: g)
-    return f, g, info and info._replace(value=energy(o, p, f, g))
+    return f, lax.cond(light(p.b).any(), update, lambda: g), info
 
 def maximise_dual(
     o:Options, p:Problem, tol, # L1 marginal error wanted
@@ -451,10 +450,12 @@ def maximise_dual(
     if len(p.x) < len(p.y):
         g, f, info = maximise_dual(o.T, p.T, tol, tell)
         return f, g, info
-    if not is_small(o, *map(len, p[:2])): return weightless(o, p, *tell(climb(o, p, tol)))
-    f, g, err, it = follow_path(partial(path_step, o), o, p, tol, lambda C: C.min(1))
-    value = dual_value(o, p, f, g, (p.a*target(f, o.rho_x)).sum())
-    return weightless(o, p, *best_of((f, g, Info(err, it, value)), lambda wanted: plain_steps(o, p, tol, wanted), tol, tell))
+    if is_small(o, *map(len, p[:2])):
+        f, g, err, it = follow_path(partial(path_step, o), o, p, tol, lambda C: C.min(1))
+        out = best_of((f, g, Info(err, it, 0*err)), lambda wanted: plain_steps(o, p, tol, wanted), tol, tell)
+    else: out = tell(climb(o, p, tol))
+    f, g, info = weightless(o, p, *out)
+    return f, g, info._replace(value=energy(o, p, f, g))      # once, whichever way they came
 
 # %% ../nbs/23_jax_dual.ipynb #f8d11668
 def log_density(o:Options, p:Problem, f): # both clouds of p the same
