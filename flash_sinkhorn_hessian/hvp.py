@@ -58,7 +58,7 @@ def cg(
     large = b.abs().amax(-2, keepdim=True); large = torch.where(large == 0, 1., large)           # first by this, so that no square underflows
     size = large*torch.linalg.vector_norm(b/large, dim=-2, keepdim=True); top, unit = size.max().item(), torch.where(size == 0, 1., size)
     if not 0 < top < math.inf: return torch.zeros_like(b), SolveInfo(0, math.nan if top else 0., top, not top, "cg")     # nothing asked, or not a number
-    start, fix = (modes.start, modes.fix) if modes and modes.W is not None else (lambda r: (torch.zeros_like(r), None, r), lambda r: 0.)
+    learnt = modes is not None and modes.W is not None; start, fix = (modes.start, modes.fix) if learnt else (lambda r: (torch.zeros_like(r), None, r), lambda r: 0.)
     (x, y, r), P, T = start(b/unit), [], []
     room = modes.slots(b.shape[-2])//b.shape[-1] if modes and b.ndim == 2 else 0; every = modes.every(modes.best, room) if modes else 1
     q, C = orthonormal(r); p = q - fix(q)
@@ -66,10 +66,10 @@ def cg(
     while it < max_iter and since < patience and (active := best > tol*tol).any():
         t = A(p); t, u = t if isinstance(t, tuple) else (t, None)
         if it < room*every and it % every == 0: P.append(p); T.append(t)
-        step = quotient(p.mT @ t, p.mT @ q); move = torch.where(active, step @ C, 0.)
+        G = p.mT @ t; step = quotient(G, p.mT @ q); move = torch.where(active, step @ C, 0.)
         x = x + p @ move
         if u is not None: y = u @ move if y is None else y + u @ move
-        q, S = orthonormal(q - t @ step); C = S @ C; p = q - fix(q) + p @ S.mT
+        q, S = orthonormal(q - t @ step); C = S @ C; z = q - fix(q); p = z - p @ quotient(G, t.mT @ z) if learnt else z + p @ S.mT
         rr = torch.where(active, (C*C).sum(-2, keepdim=True), best); better = rr < best; since = 0 if (rr < .9*best).any() else since + 1
         best_x = torch.where(better, x, best_x)
         if y is not None: best_y = y if best_y is None else torch.where(better, y, best_y)
@@ -105,7 +105,7 @@ class SlowModes:
     def start(self, b): # solution in the span of W, its image, and the residual
         c = self.D @ b
         return self.W @ c, self.NW @ c, b - self.AW @ c
-    def fix(self, r): return self.W @ (self.AW.mT @ r)
+    def fix(self, r): return self.W @ (self.off.mT @ r)
     def learn(self, A): # A maps (m, k) to a pair
         "Rayleigh-Ritz on the old modes and the directions of the last solve."
         if self.found is None: return False
@@ -122,7 +122,7 @@ class SlowModes:
         m, even = len(W), lambda t: torch.nn.functional.pad(t, (0, 0, 0, len(t) % 2))
         self.stack = torch.cat([even(W), even(AW), even(NW)]); h = m + m % 2
         self.W, self.AW, self.NW = self.stack[:m], self.stack[h:h+m], self.stack[2*h:2*h+len(NW)]
-        self.D = torch.linalg.solve(self.W.mT @ self.AW, self.W.mT)         # W^T A W is one but for rounding
+        self.off, self.D = self.AW - self.W, torch.linalg.solve(self.W.mT @ self.AW, self.W.mT)         # W^T A W is one but for rounding
     def forget(self): # after a solve that did not arrive with them
         "Learning begins again after the first mishap, and is over after the second."
         done = self.harmed; self.__init__(); self.harmed = True

@@ -92,7 +92,7 @@ def start_kernel(rhs_ptr, e_ptr, dots_ptr, goal_ptr, r_ptr, x_ptr, p_ptr, U_ptr,
 @triton.jit(do_not_specialize=_INTS)
 def residual_kernel(x_ptr, r_ptr, p_ptr, q_ptr, e_ptr, U_ptr, u_ptr, dots_ptr, rp_ptr, rr_ptr, table_ptr, aw_ptr, c_ptr, kp_ptr, kq_ptr, n, m, per, P, slot, systems, cap, every,
                     NULL: tl.constexpr, KM: tl.constexpr, KEEP: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
-    "Step length; the solution moves along p, its image along u = N p, the residual along q; partial sums of its square. KM: its products with A times so many slow modes, in parts too; KEEP: p and q of the first system are stored for the next ones."
+    "Step length; the solution moves along p, its image along u = N p, the residual along q; partial sums of its square. KM: its products with so many slow modes W, or AW - W rather, in parts too; KEEP: p and q of the first system are stored for the next ones."
     in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); G = tl.num_programs(0)
     one = tl.arange(0, 1); going = tl.load(table_ptr + (slot*systems + b)*8 + 5 + one) == 0; good = going; acc = tl.zeros([BLOCK], tl.float64)
@@ -178,8 +178,8 @@ def total_kernel(part_ptr, w_ptr, p_ptr, e_ptr, out_ptr, next_ptr, dots_ptr, n, 
 
 # %% ../nbs/16_krylov.ipynb #b10c0002
 WIDTH = 16                    # columns of a block
-_SUMS = 5*WIDTH**2 + 2*WIDTH  # of a block: P^T Q, (AP)^T Q, Q^T Q, P^T AP, (AP)^T AP, e^T AP, and sixteen that are nothing; then (AW)^T Q and (AW)^T AP
-_SMALL = 6*WIDTH**2           # of a block: alpha, alpha C, 1/S, how P turns, C before and after, which change places with every step; then (AW)^T (Q - AP alpha)
+_SUMS = 5*WIDTH**2 + 2*WIDTH  # of a block: P^T Q, (AP)^T Q, Q^T Q, P^T AP, (AP)^T AP, e^T AP, and sixteen that are nothing; then (AW - W)^T Q, (AW - W)^T AP and W^T AP
+_SMALL = 6*WIDTH**2           # of a block: alpha, alpha C, 1/S, how P turns, C before and after, which change places with every step; then (AW - W)^T (Q - AP alpha)
 OFF, SUMS, SMALL = (tl.constexpr(t) for t in (5*WIDTH**2, _SUMS, _SMALL))     # for kernels: where e^T AP stands, and the two sizes
 
 @triton.jit
@@ -218,10 +218,10 @@ def images(sums, i, alpha):
 
 @triton.jit(do_not_specialize=_INTS)
 def gram_kernel(all_ptr, e_ptr, aw_ptr, part_ptr, table_ptr, n, m, k, per, slot, systems, KM: tl.constexpr, FULL: tl.constexpr, BLOCK: tl.constexpr, CHAIN: tl.constexpr):
-    "Partial products of sixteen columns of P, AP and Q, which stand behind each other with u between, with Q and with AP, and of AP with e; other programs: of A times sixty-four slow modes with Q and with AP."
+    "Partial products of sixteen columns of P, AP and Q, which stand behind each other with u between, with Q and with AP, and of AP with e; other programs: of sixty-four slow modes with AP, and of A times them less themselves with Q and with AP."
     in_turn(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0)//(1 + KM//64); wide = 16 if FULL else k; rows = systems.to(tl.int64); kk = tl.arange(0, 64); share = g // G; g = g % G
-    at = (b*tl.num_programs(2) + tl.program_id(2))*G + g; some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has); out = part_ptr + at*(SUMS + 32*KM); cell = kk[:, None]*16 + cc[None, :]
+    at = (b*tl.num_programs(2) + tl.program_id(2))*G + g; some = unfinished(table_ptr + (slot*systems + b*k + c)*8, has); out = part_ptr + at*(SUMS + 48*KM); cell = kk[:, None]*16 + cc[None, :]
     q_at = (m + m % 2)*rows; r_at = (2*(m + m % 2) + n + n % 2)*rows; which = kk//16; of = tl.program_id(2)*16 + kk % 16; place = tl.where(which == 0, 0, tl.where(which == 1, q_at, r_at)) + of; there = (of < k) & (which < 3)
     if share == 0:
         with_r = tl.zeros([64, 16], tl.float64); with_q = tl.zeros([64, 16], tl.float64); off = tl.zeros([16], tl.float64)
@@ -231,11 +231,11 @@ def gram_kernel(all_ptr, e_ptr, aw_ptr, part_ptr, table_ptr, n, m, k, per, slot,
             with_r += tl.dot(across, r, out_dtype=tl.float64); with_q += tl.dot(across, q, out_dtype=tl.float64); off += tl.sum(q*tl.load(e_ptr + b*m + j, mask=j < m, other=0.0)[:, None], 0)
         tl.store(out + cell, with_r, mask=(kk < 48)[:, None]); tl.store(out + 768 + cell, with_q, mask=(kk < 32)[:, None]); tl.store(out + OFF + cc, off); tl.store(out + OFF + 16 + cc, 0*off)
     elif KM > 0:
-        row = (share - 1)*64 + kk; of_r = tl.zeros([64, 16], tl.float32); of_q = tl.zeros([64, 16], tl.float32)
+        row = (share - 1)*64 + kk; of_r = tl.zeros([64, 16], tl.float32); of_q = tl.zeros([64, 16], tl.float32); with_w = tl.zeros([64, 16], tl.float32); length = (G*per*BLOCK).to(tl.int64)
         for h in tl.range(0, tl.where(some, per, 0), num_stages=1):
-            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]; aw = tl.load(aw_ptr + (row.to(tl.int64)*(G*per*BLOCK))[:, None] + j[None, :])
-            of_r = tl.dot(aw, tl.load(all_ptr + r_at + i, mask=live, other=0.0).to(tl.float32), of_r, input_precision="tf32x3"); of_q = tl.dot(aw, tl.load(all_ptr + q_at + i, mask=live, other=0.0).to(tl.float32), of_q, input_precision="tf32x3")
-        store = out + SUMS + ((share - 1)*64 + kk)[:, None]*16 + cc[None, :]; tl.store(store, of_r.to(tl.float64)); tl.store(store + KM*16, of_q.to(tl.float64))
+            j = (g*per + h)*BLOCK + tl.arange(0, BLOCK); live = cells(j < m, has, FULL); i = (b*m + j)[:, None]*wide + c[None, :]; off_w = tl.load(aw_ptr + (row*length)[:, None] + j[None, :]); w = tl.load(aw_ptr + ((KM + row)*length)[:, None] + j[None, :]); q = tl.load(all_ptr + q_at + i, mask=live, other=0.0).to(tl.float32)
+            of_r = tl.dot(off_w, tl.load(all_ptr + r_at + i, mask=live, other=0.0).to(tl.float32), of_r, input_precision="tf32x3"); of_q = tl.dot(off_w, q, of_q, input_precision="tf32x3"); with_w = tl.dot(w, q, with_w, input_precision="tf32x3")
+        store = out + SUMS + ((share - 1)*64 + kk)[:, None]*16 + cc[None, :]; tl.store(store, of_r.to(tl.float64)); tl.store(store + KM*16, of_q.to(tl.float64)); tl.store(store + KM*32, with_w.to(tl.float64))
 
 @triton.jit(do_not_specialize=_INTS)
 def fold_kernel(part_ptr, sums_ptr, G, SIZE: tl.constexpr, EACH: tl.constexpr, PARTS: tl.constexpr, CHAIN: tl.constexpr):
@@ -251,16 +251,18 @@ def factor_kernel(sums_ptr, small_ptr, table_ptr, k, slot, systems, KM: tl.const
     "Two programs a block: one inverts P^T AP, for the steps and how P turns, the other factors Q^T Q."
     in_turn(CHAIN)
     group = tl.program_id(0)//2; groups = tl.num_programs(0)//2; b = tl.program_id(1).to(tl.int64); at = b*groups + group; i = tl.arange(0, 16); cell = i[:, None]*16 + i[None, :]; c = group*16 + i; has = c < k
-    sums = sums_ptr + at*(SUMS + 32*KM); small = small_ptr + at*(SMALL + 16*KM); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has); first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf")
+    sums = sums_ptr + at*(SUMS + 48*KM); small = small_ptr + at*(SMALL + 16*KM); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has); first = tl.max(tl.load(t, mask=has, other=0.0), 0) == float("inf")
     eye = tl.where(i[:, None] == i[None, :], 1.0, 0.0).to(tl.float64); C = tl.where(first, eye, square(small, 4 + slot, i)); which = tl.where(tl.program_id(0) % 2 == 0, 3, 2)
     A = (square(sums, which, i) + tl.load(sums + which*256 + i[None, :]*16 + i[:, None]))/2; size = tl.load(sums + which*256 + i*17); scale = rooted(size)
     U, T, D = eliminated(A*scale[:, None]*scale[None, :], eye, tl.where(some, tl.minimum(k - group*16, 16) + 1, 0), tl.where(which == 3, 1e-7, 1e-13))     # what products in single precision know, and what double precision does
     if which == 3:
         T = T*scale[None, :]; inverse = tl.dot(tl.trans(T), T*tl.where(D > 0, 1/tl.where(D > 0, D, 1.0), 0.0)[:, None], out_dtype=tl.float64); alpha = tl.where(first, eye, tl.dot(inverse, square(sums, 0, i), out_dtype=tl.float64)); _, left = images(sums, i, alpha)
         going = tl.load(t + 5, mask=has, other=1.0) == 0
-        tl.store(small + cell, alpha); tl.store(small + 256 + cell, tl.where(going[None, :], tl.dot(alpha, C, out_dtype=tl.float64), 0.0)); tl.store(small + 768 + cell, tl.where(first, 0.0, -tl.dot(inverse, left, out_dtype=tl.float64)))
+        tl.store(small + cell, alpha); tl.store(small + 256 + cell, tl.where(going[None, :], tl.dot(alpha, C, out_dtype=tl.float64), 0.0))
         for k0 in tl.static_range(0, KM, 64):
-            share = (k0 + tl.arange(0, 64))[:, None]*16 + i[None, :]; tl.store(small + SMALL + share, tl.load(sums + SUMS + share) - tl.dot(tl.load(sums + SUMS + KM*16 + share), alpha, out_dtype=tl.float64))
+            share = (k0 + tl.arange(0, 64))[:, None]*16 + i[None, :]; fix = tl.load(sums + SUMS + share) - tl.dot(tl.load(sums + SUMS + KM*16 + share), alpha, out_dtype=tl.float64)
+            tl.store(small + SMALL + share, fix); left -= tl.dot(tl.trans(tl.load(sums + SUMS + KM*32 + share)), fix, out_dtype=tl.float64)
+        tl.store(small + 768 + cell, tl.where(first, 0.0, -tl.dot(inverse, left, out_dtype=tl.float64)))
     else:
         root = rooted(D)[:, None]; S = tl.where(i[:, None] <= i[None, :], U*root*(size*scale)[None, :], 0.0)
         tl.store(small + 512 + cell, tl.trans(T*root*scale[None, :])); tl.store(small + (5 - slot)*256 + cell, tl.dot(S, C, out_dtype=tl.float64))
@@ -271,7 +273,7 @@ def turn_kernel(r_ptr, p_ptr, q_ptr, e_ptr, x_ptr, U_ptr, u_ptr, w_ptr, next_ptr
     "Solution, image, residual and p of a block move; `next` is p times the factors w, what the next product reads. KEEP: p and q of the first block are stored. One more program keeps the account."
     alone(CHAIN)
     g = tl.program_id(0); b = tl.program_id(1).to(tl.int64); cc = tl.arange(0, 16); c = tl.program_id(2)*16 + cc; has = c < k; G = tl.num_programs(0) - 1; wide = 16 if FULL else k
-    at = b*tl.num_programs(2) + tl.program_id(2); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has); sums = sums_ptr + at*(SUMS + 32*KM); small = small_ptr + at*(SMALL + 16*KM); alpha = square(small, 0, cc)
+    at = b*tl.num_programs(2) + tl.program_id(2); t = table_ptr + (slot*systems + b*k + c)*8; some = unfinished(t, has); sums = sums_ptr + at*(SUMS + 48*KM); small = small_ptr + at*(SMALL + 16*KM); alpha = square(small, 0, cc)
     if g < G:
         move = square(small, 1, cc); inverse = square(small, 2, cc); turn = square(small, 3, cc); off = tl.load(sums + OFF + cc)[None, :]; kk = tl.arange(0, 64)
         step = tl.max(tl.load(t + 4, mask=has, other=-1.0), 0).to(tl.int64); row = tl.where(step % every == 0, step//every*tl.minimum(k, 16), cap) + cc
@@ -398,7 +400,7 @@ class DeviceCG:
     def _parts(self, new): # sums in parts; those of the start are of a step of length one along a direction in the span of the slow modes
         self.rp, self.dots, self.first = new(self.B, self.G), new(self.B, self.prod.P, 2), (new(self.B, 1, 2), new(self.B, self.G))
         for t in self.first: t[:, 0].view(self.B, -1)[:, 0] = 1
-    def _shares(self, KM): self.c = self.share = torch.zeros(self.B, self.G, KM, 1, device=self.x.device)   # products of the residual with A times the slow modes
+    def _shares(self, KM): self.c = self.share = torch.zeros(self.B, self.G, KM, 1, device=self.x.device)   # products of the residual with AW - W, for the slow modes W
     def _fresh(self): self.graph, self.starters, self.blocks, self.long = None, {}, 0, False          # nothing recorded
     def _adopt(self):
         "Take over what has been learnt, and room for the directions of this solve if there is more to learn."
@@ -410,13 +412,13 @@ class DeviceCG:
         self.W = W = self.modes.W; self.kept = None if not cap else torch.zeros(2, cap, self.m, dtype=torch.float64, device=self.x.device); self.most = {}; self._fresh()
         if W is not None: # rows, as many as the kernels take at once, in single precision: a direction need not be conjugate to the last bit
             rows = lambda t: torch.nn.functional.pad((t := t[:, -self.modes_used:]).mT.float(), (0, self.G*self.per*self.size - self.m, 0, -t.shape[1] % max(32, 4096//self.size))).contiguous()
-            self.rows, self.A_rows = rows(W), rows(self.modes.AW); self._shares(len(self.rows))
+            self.rows, self.off_rows = rows(W), rows(self.modes.off); self._shares(len(self.rows))
     def _both(self, t): Nt = self.s.N(t); return self.s.T.project(t - self.s.T.N(Nt)), Nt
     def _step(self, slot):
         self._product(); self._move(slot); self._turn(slot)
     def _product(self): self.prod(self.p, self.u, self.q, self.null, self.dots, self.gate)
     def _grid(self): return (self.G, self.B), dict(BLOCK=self.size, CHAIN=self.chain)
-    def _slow(self): return (self.rows, self.A_rows, self.c, self.share, len(self.A_rows)) if self.W is not None else (*[self.r]*4, 0)
+    def _slow(self): return (self.rows, self.off_rows, self.c, self.share, self.off_rows.shape[0]) if self.W is not None else (*[self.r]*4, 0)
     def _keep(self, first): return (*self.kept, self.kept.shape[1], self.every) if self.kept is not None and not first else (self.r, self.r, 0, 1)
     def _begin(self):
         if self.W is not None: self._move(1, True)
@@ -492,8 +494,8 @@ class BlockCG(DeviceCG):
     def _parts(self, new):
         self.dots, self.groups = None, -(-self.k//WIDTH); self._shares(0)
     def _shares(self, KM):
-        self.c, self.share, self.small = (torch.zeros(self.B, self.groups, *size, dtype=torch.float64, device=self.x.device) for size in ((self.G, _SUMS + 2*KM*WIDTH), (_SUMS + 2*KM*WIDTH,), (_SMALL + KM*WIDTH,)))
-        if KM: self.rows = self.rows.T.contiguous()
+        self.c, self.share, self.small = (torch.zeros(self.B, self.groups, *size, dtype=torch.float64, device=self.x.device) for size in ((self.G, _SUMS + 3*KM*WIDTH), (_SUMS + 3*KM*WIDTH,), (_SMALL + KM*WIDTH,)))
+        if KM: self.both_rows, self.rows = torch.cat([self.off_rows, self.rows]), self.rows.T.contiguous()
     def settled(self, tol): return tol >= 1e-7 and super().settled(tol)          # below, the true residual is asked for
     @property
     def strict(self): return self.m <= 8*WIDTH     # a few steps span all there is: what is left then is rounding, and the residual that is kept may be wrong
@@ -503,8 +505,8 @@ class BlockCG(DeviceCG):
         self._advance(1, True)
     def _advance(self, slot, first=False):
         "A step along the columns of p, and new ones."
-        (W, AW, *_, KM), (kp, kq, *room), w, k, B = self._slow(), self._keep(first), self.prod, self.k, self.B; also, shape = (B, self.groups), dict(FULL=k == WIDTH, CHAIN=self.chain); at = slot, B*k; SIZE = _SUMS + 2*KM*WIDTH; each = 2048 if INTERPRETED else 32
-        launch(gram_kernel, (self.G*(1 + KM//64), *also), self.all, self.null, AW, self.c, self.table, self.n, self.m, k, self.per, *at, KM=KM, BLOCK=self.size, **shape)
+        (W, *_, KM), (kp, kq, *room), w, k, B = self._slow(), self._keep(first), self.prod, self.k, self.B; also, shape = (B, self.groups), dict(FULL=k == WIDTH, CHAIN=self.chain); at = slot, B*k; SIZE = _SUMS + 3*KM*WIDTH; each = 2048 if INTERPRETED else 32
+        launch(gram_kernel, (self.G*(1 + KM//64), *also), self.all, self.null, self.both_rows if KM else self.r, self.c, self.table, self.n, self.m, k, self.per, *at, KM=KM, BLOCK=self.size, **shape)
         launch(fold_kernel, (-(-SIZE//each), B*self.groups), self.c, self.share, self.G, SIZE=SIZE, EACH=each, PARTS=64 if INTERPRETED and self.G <= 64 else 256, CHAIN=self.chain)
         launch(factor_kernel, (2*self.groups, B), self.share, self.small, self.table, k, *at, KM=KM, CHAIN=self.chain)
         launch(turn_kernel, (self.G + 1, *also), self.r, self.p, self.q, self.null, self.x, self.U, self.u, w.w, w.next, W, self.share, self.small, self.table, self.gate, kp, kq,
