@@ -102,7 +102,7 @@ DENSE = {OTT: said(PEERS, 'Everything is dense'), POT: said(PEERS, 'the arrays o
 EVIDENCE = {
     (POINTS, OURS): closed_form, (POINTS, FLASH): said('nbs/20_migration.ipynb', 'hvp_x_sqeuclid_from_potentials'), (POINTS, OTT): right('ott'),
     (POINTS, GEOMLOSS): geomloss_blocks, (POINTS, POT): right('pot'),
-    (LINEAR, OURS): said('tests/test_memory.py', 'h = s.hvp('), (LINEAR, FLASH): lambda: row('h100_second', 'hvp', 'flash', n=10_000, eps=.005)['peak_mib'] < 10,
+    (LINEAR, OURS): said('tests/test_memory.py', 'h = s.hvp('), (LINEAR, FLASH): lambda: row('gpu_hvp', 'hvp', 'flash', n=10_000, eps=.005)['peak_mib'] < 10,
     **{(LINEAR, p): quadratic(p.split('-')[0].lower()) for p in (OTT, GEOMLOSS, POT)},
     (BLOCKS, OURS): every_block, (BLOCKS, FLASH): said(PEERS, 'Its Hessian-vector product is given converged potentials'), **{(BLOCKS, p): DENSE[p] for p in DENSE},
     (STACK, OURS): stack, (STACK, FLASH): said(PEERS, 'Several directions are a loop'), **{(STACK, p): DENSE[p] for p in DENSE},
