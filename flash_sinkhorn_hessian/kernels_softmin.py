@@ -29,12 +29,20 @@ from torch import Tensor
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
 def mend_interpreter():
-    "Let the interpreter's tensors be loop bounds under NumPy 2.4."
+    "Let the interpreter's tensors be loop bounds under NumPy 2.4, and let it change the language for a kernel once a module, not again for each function that the kernel calls."
     from triton.runtime import interpreter as it
     old = it._patch_lang_tensor
     def patch(tensor, scope):
         old(tensor, scope); scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-    it._patch_lang_tensor = patch
+    it._patch_lang_tensor = patch; whole, inside = it._patch_lang, set()           # modules whose functions the kernel that runs has called
+    def patch_lang(fn):
+        module, outer = id(fn.__globals__), not inside
+        if module in inside: return it._LangPatchScope()
+        scope = whole(fn); inside.add(module); restore = scope.restore
+        def leave(): inside.clear(); restore()
+        if outer: scope.restore = leave
+        return scope
+    it._patch_lang = patch_lang
 
 if INTERPRETED: mend_interpreter()
 

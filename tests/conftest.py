@@ -1,7 +1,9 @@
 """Options and fixtures shared by the tests."""
-import gc
+import gc, os
 
 import pytest
+
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')     # XLA compiles for most of the time that tests of JAX take; the notebooks compile as users do
 
 def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='run the tests marked slow, too')

@@ -94,7 +94,8 @@ def test_a_peer_that_hangs_is_cut_off(tmp_path, monkeypatch):
     ours, late = tiny(tmp_path, 'solve', *asked)['rows']
     assert best_ms(ours) and late['status'] == 'timed out' and 'killed after 3 s; so far: best ' in late['note'] and '32 alternating iterations' in late['note'], late
     (tmp_path/'flash_sinkhorn'/'__init__.py').write_text('import time; time.sleep(60)'); monkeypatch.setattr(Worker, 'START', 4)
-    ours, late = tiny(tmp_path, 'solve', *asked, '--resume')['rows']     # the row of this package is there already
+    file = tmp_path/'solve.json'; doc = read(file); file.write_text(json.dumps(doc | dict(rows=doc['rows'][:1])))      # the row of this package is there already
+    ours, late = tiny(tmp_path, 'solve', *asked, '--resume')['rows']
     assert best_ms(ours) and late['status'] == 'timed out' and 'of starting' in late['note']
 
 def test_kernels_compiled_beforehand_and_a_run_that_goes_on(tmp_path, monkeypatch):
