@@ -49,7 +49,7 @@ def main(root=ROOT, only=(), workers=2, flags=(), timeout=300):
     print(f'Testing {len(nbs)} notebooks, {workers} at a time, {threads} thread(s) each, flags: {" ".join(flags) or "none"}', flush=True)
     failed, start = [], time.time()
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(run_notebook, p, root, flags, threads, timeout) for p in nbs]
+        jobs = [pool.submit(run_notebook, p, root, flags, threads, timeout) for p in reversed(nbs)]    # the first notebooks are the shortest: at the end no worker waits long for the other
         for i, job in enumerate(as_completed(jobs), 1):
             path, passed, seconds, text = job.result()
             name = path.relative_to(root)
