@@ -154,4 +154,4 @@ def test_a_new_size_compiles_nothing():
     run(3000); assert max(run(3001), run(3537), run(5000)) < .1
 
 if __name__ == "__main__":
-    for test in (test_interface, test_sparse_products_of_many_columns, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_self_terms_and_bad_directions_in_recorded_products, test_recorded_loop_and_products, test_products_that_look_ahead, test_a_script_may_end_while_kernels_compile, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
+    for test in (test_interface, test_sparse_products_of_many_columns, test_sizes_and_splits, test_products_at_one_solution_repeat_themselves, test_a_block_keeps_what_it_has_learnt, test_self_terms_and_bad_directions_in_recorded_products, test_recorded_loop_and_products, test_products_that_look_ahead, test_a_script_may_end_while_kernels_compile, test_a_new_size_compiles_nothing): test(); print("passed", test.__name__)
