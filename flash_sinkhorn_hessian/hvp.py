@@ -89,7 +89,7 @@ def gram_inverse_root(
     return U[:, ok]/h[ok].sqrt()
 
 class SlowModes:
-    "Directions in which conjugate gradients for one matrix A are slow, learnt from its first solves: columns W with W^T A W = 1, A W, and W's image under the map that comes along with A."
+    "Directions in which conjugate gradients for one matrix A are slow, learnt from its first solves: columns W with W^T A W = 1, A W, `off` = A W - W, and W's image under the map that comes along with A."
     most, solves, few, patience = 64, 16, 4, 3   # columns kept; solves to learn from at most; steps with which one is content; solves without gain that end it
     room, least = 1 << 24, 512                   # numbers stored meanwhile; unknowns below which it is not worth it
     def __init__(self): self.W = self.D = self.stack = self.found = None; self.seen, self.idle, self.best, self.harmed = 0, 0, math.inf, False

@@ -418,7 +418,7 @@ class DeviceCG:
         self._product(); self._move(slot); self._turn(slot)
     def _product(self): self.prod(self.p, self.u, self.q, self.null, self.dots, self.gate)
     def _grid(self): return (self.G, self.B), dict(BLOCK=self.size, CHAIN=self.chain)
-    def _slow(self): return (self.rows, self.off_rows, self.c, self.share, self.off_rows.shape[0]) if self.W is not None else (*[self.r]*4, 0)
+    def _slow(self): return (self.rows, self.off_rows, self.c, self.share, len(self.off_rows)) if self.W is not None else (*[self.r]*4, 0)
     def _keep(self, first): return (*self.kept, self.kept.shape[1], self.every) if self.kept is not None and not first else (self.r, self.r, 0, 1)
     def _begin(self):
         if self.W is not None: self._move(1, True)
