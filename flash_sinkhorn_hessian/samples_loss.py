@@ -114,6 +114,8 @@ def last_pull(
     "Mean over each row of the derivative of the cost, by the plan of the potentials before the last update."
     if k in t.pulls: return t.pulls[k]
     p, f, f0, g0 = _side(t, k)
+    m = Moments(p, f0, g0)                                                 # a barycentre does not see what its row is multiplied by
+    if not f0.is_cuda and ((m.density > 1e-10) & (m.density < 1e10)).all(): return m.pull
     full = -p.eps * p.geom.lse(g0/p.eps + p.log_b, guess=f0/p.eps)        # rows of this plan sum to one
     return Moments(p, full, g0).pull
 
@@ -233,7 +235,7 @@ class Estimate:
         m = (x.mean(-2, keepdim=True) + y.mean(-2, keepdim=True))/2
         x, y = x - m, y - m; near = max(self.levels) <= 4*i.eps      # are there no costs well above eps, as far as the schedule knows?
         dtype = working_dtype(i.x.dtype, x, y, i.eps) if near else torch.promote_types(i.x.dtype, torch.float32)
-        p = Problem(make_geometry(self.backend, x.to(dtype), y.to(dtype), i.eps), i.a, i.b, i.rho_x, i.rho_y, own and i.rho_x == i.rho_y and not s.alternating)
+        p = Problem(make_geometry(self.backend, x.to(dtype), y.to(dtype), i.eps, reference=s.backend == "dense"), i.a, i.b, i.rho_x, i.rho_y, own and i.rho_x == i.rho_y and not s.alternating)
         if state is not None: return Annealed(p, *state)
         pulls = tuple(q for q, u in enumerate("xy") if u in self.wanted) if not own else (() if "xy"[k - 1] not in self.wanted else (0,) if p.symmetric else (0, 1))
         t = anneal(p, self.levels, s.last_extrapolation, s.threshold and s.threshold/i.scale, s.inner_iterations, pulls, s.alternating)

@@ -75,7 +75,7 @@ static inline V pow2(V t) {
   t = (V)((under & (VI)low) | (over & (VI)(-low)) | (~(under | over) & (VI)t));
   V h = t + (T)MAGIC, f = t - (h - (T)MAGIC);
   POLY
-  return q * (V)(((VI)h + BIAS) << MANTISSA);
+  return (V)(~under & (VI)(q * (V)(((VI)h + BIAS) << MANTISSA)));
 #endif
 }
 """
@@ -157,6 +157,52 @@ void strip(const T *x, const T *y, const T *u, const T *v, double scale_, T *out
 }
 """
 
+# %% ../nbs/08_streaming.ipynb #456ca8bd
+KERNEL_SOURCE += r"""
+#define BLOCK 512
+/* out[k][i][c] = sum_j 2^score_ij (<A_ki, B_kj> + alpha_ki + beta_kj) W_cj; without alpha the bracket is one. W (q, m); A (., n, r) and B (., r, m), one for all directions if its step is 0; alpha (k, n), beta (k, m). */
+void product(const T *x, const T *y, const T *u, const T *v, const T *W, const T *A, const T *B, const T *alpha, const T *beta, double scale_, double *out,
+             long n, long m, long q, long r, long directions, long stepA, long stepB, int threads) {
+  const T scale = (T)scale_; (void)scale;
+  #pragma omp parallel for schedule(static) num_threads(threads)
+  for (long block = 0; block < (n + 3)/4; block++) {
+    FLUSH
+    T p[4*BLOCK], weighed[4*BLOCK]; long i0 = block*4, rows = n - i0 < 4 ? n - i0 : 4; ROW(0) ROW(1) ROW(2) ROW(3)
+    for (long k = 0; k < directions; k++) for (long t = 0; t < rows*q; t++) out[(k*n + i0)*q + t] = 0;
+    for (long jb = 0; jb < m; jb += BLOCK) {
+      long end = jb + BLOCK < m ? jb + BLOCK : m;
+      for (long j = jb; j < end; j += LANES) {
+        V vj = LOAD(v + j); COLUMN SCORE(0) SCORE(1) SCORE(2) SCORE(3) T *o = p + (j - jb);
+        STORE(o, pow2(e0)); STORE(o + BLOCK, pow2(e1)); STORE(o + 2*BLOCK, pow2(e2)); STORE(o + 3*BLOCK, pow2(e3));
+      }
+      for (long k = 0; k < directions; k++) {
+        const T *P = p;
+        if (alpha) {
+          const T *a[4], *b = B + k*stepB; T al[4]; for (int h = 0; h < 4; h++) { long i = h < rows ? i0 + h : i0; a[h] = A + k*stepA + i*r; al[h] = alpha[k*n + i]; }
+          for (long j = jb; j < end; j += LANES) {
+            V s0 = LOAD(beta + k*m + j), s1 = s0 + al[1], s2 = s0 + al[2], s3 = s0 + al[3]; s0 += al[0];
+            for (long c = 0; c < r; c++) { V bj = LOAD(b + c*m + j); s0 += a[0][c]*bj; s1 += a[1][c]*bj; s2 += a[2][c]*bj; s3 += a[3][c]*bj; }
+            const T *o = p + (j - jb); T *w = weighed + (j - jb);
+            STORE(w, s0*LOAD(o)); STORE(w + BLOCK, s1*LOAD(o + BLOCK)); STORE(w + 2*BLOCK, s2*LOAD(o + 2*BLOCK)); STORE(w + 3*BLOCK, s3*LOAD(o + 3*BLOCK));
+          }
+          P = weighed;
+        }
+        for (long c = 0; c < q; c += 2) {
+          const T *f = W + c*m, *g = c + 1 < q ? f + m : f; V s0 = {}, s1 = {}, s2 = {}, s3 = {}, t0 = {}, t1 = {}, t2 = {}, t3 = {};
+          for (long j = jb; j < end; j += LANES) {
+            V fj = LOAD(f + j), gj = LOAD(g + j); const T *o = P + (j - jb); V k0 = LOAD(o), k1 = LOAD(o + BLOCK), k2 = LOAD(o + 2*BLOCK), k3 = LOAD(o + 3*BLOCK);
+            s0 += k0*fj; s1 += k1*fj; s2 += k2*fj; s3 += k3*fj; t0 += k0*gj; t1 += k1*gj; t2 += k2*gj; t3 += k3*gj;
+          }
+          double s[4] = {total(s0), total(s1), total(s2), total(s3)}, t[4] = {total(t0), total(t1), total(t2), total(t3)};
+          for (long h = 0; h < rows; h++) { double *o = out + (k*n + i0 + h)*q + c; o[0] += s[h]; if (c + 1 < q) o[1] += t[h]; }
+        }
+      }
+    }
+    UNFLUSH
+  }
+}
+"""
+
 # %% ../nbs/08_streaming.ipynb #27424325
 KERNEL_SOURCE += r"""
 #if !D
@@ -180,7 +226,7 @@ void costs(const T *x, const T *y, T *out, long n, long m, long d, int threads) 
 KERNEL_SOURCE += r"""
 /* Between these no float that was flushed to zero is missed: rows are multiplied by up to 1e12 before columns are summed */
 #define FITS(s) ((s) > 1e-12 && (s) < 1e12)
-typedef struct { const T *x, *y; T *u, *v, *w, *keep; const double *a; double *low; double scale; long n, m; int fill; } state;
+typedef struct { const T *x, *y; T *u, *v, *w, *keep; const double *a; double *low; double scale; long n, m; int fill; double *rows; } state;
 
 /* A row whose sum left the range: its largest score goes into the reference u; the new sum, the row itself in p. */
 static double safe_row(const state *z, long i0, T *p) {
@@ -210,11 +256,11 @@ static void safe_columns(const state *z, long j, double *out) {
 }
 """
 
-
 # %% ../nbs/08_streaming.ipynb #2d768156
 KERNEL_SOURCE += r"""
 #define SUM(r) s##r += e##r*wj; STORE(P + r*m + j, e##r);
-/* Rows from (a multiple of 4) to (not included): low_i = 1/sum_j w_j K_ij, then col_j += a_i low_i K_ij; the L1 error before. K = 2^score is read, or (fill) written. */
+/* Rows from (a multiple of 4) to (not included): low_i = 1/sum_j w_j K_ij, then col_j += a_i low_i K_ij; the L1 error before. K = 2^score is read, or (fill) written.
+   With an array for the rows low stays, and the sums go there, as logarithms; columns only if somebody wants them. */
 static double pass(const state *z, long from, long to, T *p, T *col, double *sum) {
   const T *x = z->x, *y = z->y, *v = z->v, *w = z->w, scale = (T)z->scale; T *u = z->u; long n = z->n, m = z->m, seen = 0; double err = 0; (void)y; (void)scale;
   for (long i0 = from; i0 < to; i0 += 4) {
@@ -241,41 +287,56 @@ static double pass(const state *z, long from, long to, T *p, T *col, double *sum
     for (int r = 0; r < 4; r++) {
       long i = i0 + r; c[r] = 0; if (i >= to) continue;
       if (!FITS(s[r])) s[r] = safe_row(z, i, P + r*m);
+      if (z->rows) { z->rows[i] = log2(s[r]); c[r] = (T)(z->a[i]*z->low[i]); continue; }
       if (z->a[i] > 0) err += z->a[i]*fabs(1 - s[r]*z->low[i]); z->low[i] = 1/s[r]; c[r] = (T)(z->a[i]/s[r]);
     }
+    if (!col) continue;
     for (long j = 0; j < m; j += LANES) STORE(col + j, LOAD(col + j) + c[0]*LOAD(P + j) + c[1]*LOAD(P + m + j) + c[2]*LOAD(P + 2*m + j) + c[3]*LOAD(P + 3*m + j));
     if (++seen % 64 == 0) for (long j = 0; j < m; j++) { sum[j] += col[j]; col[j] = 0; }
   }
-  for (long j = 0; j < m; j++) { sum[j] += col[j]; col[j] = 0; }
+  if (col) for (long j = 0; j < m; j++) { sum[j] += col[j]; col[j] = 0; }
   return err;
 }
 """
-
 
 # %% ../nbs/08_streaming.ipynb #80c8df13
 KERNEL_SOURCE += r"""
 static void absorb(T *u, double *low, long n) { for (long i = 0; i < n; i++) { double t = u[i] + log2(low[i]); u[i] = (T)t; low[i] = exp2(t - u[i]); } }
 static int far(const double *low, long n) { int out = 0; for (long i = 0; i < n; i++) out |= !(low[i] > 6e-8 && low[i] < 1.6e7); return out; }
 
+/* A potential in bits: what the scores see, and the factor that rounding left out. Padding counts for nothing. */
+static void load(const double *f, double bits, long n, long width, T *u, double *low) {
+  for (long i = 0; i < width; i++) { u[i] = i < n ? (T)(f[i]*bits) : -(T)INFINITY; low[i] = i < n ? exp2(f[i]*bits - u[i]) : 1; }
+}
+
+/* All rows, shared among the threads; columns go to sum. Scratch of each thread in p (unless K is kept), col and sum. */
+static double shared_pass(const state *z, T *p, T *col, double *sum, int columns, int threads) {
+  double e = 0; long n = z->n, width = z->m, part = ((n + 3)/4 + threads - 1)/threads*4;
+  #pragma omp parallel for num_threads(threads) reduction(+:e) if(threads > 1)
+  for (int q = 0; q < threads; q++) {
+    FLUSH T *mine = col + q*width; double *ours = sum + q*width;
+    for (long j = 0; j < width; j++) { mine[j] = 0; ours[j] = 0; }
+    e += pass(z, q*part < n ? q*part : n, (q + 1)*part < n ? (q + 1)*part : n, z->keep ? 0 : p + 4*q*width, columns ? mine : 0, ours);
+    UNFLUSH
+  }
+  for (int q = 1; q < threads; q++) for (long j = 0; j < width; j++) sum[j] += sum[q*width + j];
+  return e;
+}
+
+/* Coordinates by dimension, those of y padded; nothing where D = 0. */
+static void columnwise(const T *x, const T *y, long n, long m, long width, T *xs, T *ys) {
+  for (long q = 0; q < D; q++) { for (long i = 0; i < n; i++) xs[q*n + i] = x[i*D + q]; for (long j = 0; j < width; j++) ys[q*width + j] = j < m ? y[j*D + q] : 0; }
+}
+
 static int problem(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *err, double eps, long n, long m, long k, long step, long room, int threads) {
   const double bits = 1.4426950408889634/eps; long width = (m + 15)/16*16, tall = (n + 3)/4*4; if (n*width < 30000) threads = 1;
   long kept = tall*width*(long)sizeof(T) <= room; T *t = malloc(sizeof(T)*(D*n + D*width + n + 2*width + (kept ? tall : 4*threads)*width + threads*width)); double *h = malloc(sizeof(double)*(n + (1 + threads)*width));
   T *xs = t, *ys = xs + D*n, *u = ys + D*width, *v = u + n, *w = v + width, *p = w + width, *col = p + (kept ? tall : 4*threads)*width; double *low = h, *vlow = h + n, *sum = vlow + width;
-  for (long q = 0; q < D; q++) { for (long i = 0; i < n; i++) xs[q*n + i] = x[i*D + q]; for (long j = 0; j < width; j++) ys[q*width + j] = j < m ? y[j*D + q] : 0; }
-  for (long i = 0; i < n; i++) { u[i] = (T)(f[i]*bits); low[i] = exp2(f[i]*bits - u[i]); }
-  for (long j = 0; j < width; j++) { v[j] = j < m ? (T)(g[j]*bits) : -(T)INFINITY; vlow[j] = j < m ? exp2(g[j]*bits - v[j]) : 1; }
-  state z = {D ? xs : x, ys, u, v, w, kept ? p : 0, a, low, bits, n, width, 1}; long part = (tall/4 + threads - 1)/threads*4;
+  columnwise(x, y, n, m, width, xs, ys); load(f, bits, n, n, u, low); load(g, bits, m, width, v, vlow);
+  state z = {D ? xs : x, ys, u, v, w, kept ? p : 0, a, low, bits, n, width, 1, 0};
   for (long it = 0; it < k; it++) {
-    double e = 0; for (long j = 0; j < width; j++) w[j] = j < m ? (T)(b[j]*vlow[j]) : 0;
-    #pragma omp parallel for num_threads(threads) reduction(+:e) if(threads > 1)
-    for (int q = 0; q < threads; q++) {
-      FLUSH T *mine = col + q*width; double *ours = sum + q*width;
-      for (long j = 0; j < width; j++) { mine[j] = 0; ours[j] = 0; }
-      e += pass(&z, q*part < n ? q*part : n, (q + 1)*part < n ? (q + 1)*part : n, p + (kept ? 0 : 4*q*width), mine, ours);
-      UNFLUSH
-    }
-    for (int q = 1; q < threads; q++) for (long j = 0; j < width; j++) sum[j] += sum[q*width + j];
-    z.fill = 0; err[it*step] = e;
+    for (long j = 0; j < width; j++) w[j] = j < m ? (T)(b[j]*vlow[j]) : 0;
+    err[it*step] = shared_pass(&z, p, col, sum, 1, threads); z.fill = 0;
     for (long j = 0; j < m; j++) if (!FITS(sum[j])) { safe_columns(&z, j/LANES*LANES, sum + j/LANES*LANES); z.fill = 1; j = j/LANES*LANES + LANES - 1; }
     for (long j = 0; j < m; j++) vlow[j] = 1/sum[j];
     if (far(low, n) || far(vlow, m)) { absorb(u, low, n); absorb(v, vlow, m); z.fill = 1; }
@@ -297,6 +358,39 @@ int iterate(const T *x, const T *y, const double *a, const double *b, double *f,
 }
 """
 
+# %% ../nbs/08_streaming.ipynb #ae2a2599
+KERNEL_SOURCE += r"""
+static int descent(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *f0, double *g0, const double *levels, double rho_x, double rho_y, long n, long m, long steps, int own, int last, int threads) {
+  long width = (m + 15)/16*16; if (n*width < 30000) threads = 1;
+  T *t = malloc(sizeof(T)*(D*n + D*width + n + 2*width + 5*threads*width)); double *h = malloc(sizeof(double)*(2*n + (1 + threads)*width));
+  T *xs = t, *ys = xs + D*n, *u = ys + D*width, *v = u + n, *w = v + width, *p = w + width, *col = p + 4*threads*width; double *low = h, *rows = low + n, *vlow = rows + n, *sum = vlow + width;
+  columnwise(x, y, n, m, width, xs, ys); for (long i = 0; i < n; i++) f[i] = 0; for (long j = 0; j < m; j++) g[j] = 0;
+  for (long it = -1; it < steps + (last ? 1 : 0); it++) { /* a full update, half of one at each level, a full one */
+    double eps = levels[it < 0 ? 0 : it < steps ? it : steps - 1], bits = 1.4426950408889634/eps, move = (it < 0 || it == steps ? eps : eps/2), mx = move/(1 + eps/rho_x), my = move/(1 + eps/rho_y), ln2 = .6931471805599453;
+    for (long i = 0; i < n; i++) f0[i] = f[i];
+    for (long j = 0; j < m; j++) g0[j] = g[j];
+    load(f, bits, n, n, u, low); load(g, bits, m, width, v, vlow); for (long j = 0; j < width; j++) w[j] = j < m ? (T)(b[j]*vlow[j]) : 0;
+    state z = {D ? xs : x, ys, u, v, w, 0, a, low, bits, n, width, 1, rows}; shared_pass(&z, p, col, sum, !own, threads);
+    for (long i = 0; i < n; i++) f[i] -= mx*(f[i]/rho_x + ln2*(rows[i] + (f[i]*bits - u[i])));
+    if (own) { for (long j = 0; j < m; j++) g[j] = f[j]; continue; }
+    int far = 0; for (long i = 0; i < n; i++) far |= u[i] != (T)(f0[i]*bits);
+    if (far) load(f0, bits, n, n, u, low);      /* a row that was scaled by its largest score says nothing of what is small in it and not in a column */
+    for (long j = 0; j < m; j++) if (far || !FITS(sum[j])) { j = j/LANES*LANES; safe_columns(&z, j, sum + j); j += LANES - 1; }
+    for (long j = 0; j < m; j++) g[j] -= my*(g[j]/rho_y + ln2*(log2(sum[j]) + (g[j]*bits - v[j])));
+  }
+  double all = 0; for (long i = 0; i < n; i++) all += f[i]; for (long j = 0; j < m; j++) all += g[j];
+  free(t); free(h); return all - all == 0;
+}
+
+/* Symmetric steps down a schedule for each problem of a batch, from zero potentials: f, g at the end and f0, g0 before the last step; returns whether all is finite. */
+int anneal(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *f0, double *g0, const double *levels, double rho_x, double rho_y, long batch, long n, long m, long steps, int own, int last, int threads) {
+  long row = D ? n*D : n*((m + 15)/16*16); int good = 1;
+  if (batch == 1) return descent(x, y, a, b, f, g, f0, g0, levels, rho_x, rho_y, n, m, steps, own, last, threads);
+  #pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&:good)
+  for (long q = 0; q < batch; q++) good &= descent(x + q*row, y + q*m*D, a + q*n, b + q*m, f + q*n, g + q*m, f0 + q*n, g0 + q*m, levels, rho_x, rho_y, n, m, steps, own, last, 1);
+  return good;
+}
+"""
 
 # %% ../nbs/08_streaming.ipynb #603bf783
 _FLAGS = ["-O2", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-shared", "-fPIC", "-lm"]
@@ -318,14 +412,15 @@ def compiled_kernel(
     d:int, # dimension compiled into the loop; 0 if the costs are given
     dtype, # torch.float32 or torch.float64
     quiet:bool=False, # say nothing if there is no compiler
-):         # ctypes library with `sweep`, `strip`, `costs` and `iterate`, or None if there is no working C compiler
+):         # ctypes library with `sweep`, `strip`, `product`, `costs`, `iterate` and `anneal`, or None if there is no working C compiler
     "Compile the CPU kernels, or find them compiled."
     lib, why = _compile(d, dtype)
     if lib is None and not quiet: warn_once(f"the streaming backend runs on plain tiles, several times slower: {why}")
     return lib
 
-def _typed(lib): # the loop is called often, for microseconds of work
-    lib.iterate.argtypes = [ctypes.c_void_p]*7 + [ctypes.c_double] + [ctypes.c_long]*5 + [ctypes.c_int]; return lib
+def _typed(lib): # the loops are called often, for microseconds of work
+    lib.iterate.argtypes = [ctypes.c_void_p]*7 + [ctypes.c_double] + [ctypes.c_long]*5 + [ctypes.c_int]
+    lib.anneal.argtypes = [ctypes.c_void_p]*9 + [ctypes.c_double]*2 + [ctypes.c_long]*4 + [ctypes.c_int]*3; return lib
 
 @lru_cache(None)
 def _compile(d, dtype): # library, or None and why
@@ -350,6 +445,7 @@ class StreamingGeometry(TwoSided):
     "The Gibbs kernel of two clouds, strip by strip: memory proportional to (n + m) d; runs anywhere PyTorch does."
     name = "streaming"
     DIRECT = 16                 # up to this dimension scores come from coordinate differences
+    THIN = 32                   # up to so many columns a product is a loop of its own, not a strip times a matrix
     INLINE = 8                  # up to this one the coordinates are held in registers, and there is no array of costs
     STRIP = 1 << 20             # bytes of one strip
     KEEP = 256 << 20            # bytes of cost kept in high dimension, at most
@@ -467,12 +563,28 @@ def _streaming(name): # add a method to the class, in the cell that explains it
     def add(method): method.__name__ = name; setattr(StreamingGeometry, name, _batched(method)); return method
     return add
 
+def _thin(geom, lib, u, v, V, second=None):
+    "Call the C product with few columns: (k, n, q) sums of the kernel, or of the kernel times a second score (A, B, alpha, beta), times V (m, q)."
+    wide = lambda t: torch.nn.functional.pad(t, (0, geom.width - t.shape[-1])).contiguous()
+    v, W, n, q, L = _pad(geom, v, -math.inf), wide(V.mT), len(u), V.shape[1], ctypes.c_long
+    A, B, alpha, beta = second or (None,)*4; k = 1 if second is None else len(alpha)
+    if second: A, B, alpha, beta = A.contiguous(), wide(B.mT), alpha.contiguous(), wide(beta)
+    r, steps = (0, (0, 0)) if second is None else (A.shape[-1], [t[0].numel() if len(t) > 1 else 0 for t in (A, B)])
+    def run(x, y, i, j):
+        out = torch.empty(k, j - i, q, dtype=torch.float64)
+        lib.product(_ptr(x), _ptr(y), _ptr(u[i:j].contiguous()), *map(_ptr, (v, W, A, B, alpha, beta)), ctypes.c_double(geom.scale), _ptr(out), *map(L, (j - i, geom.width, q, r, k, *steps)), torch.get_num_threads())
+        return out
+    if geom.d <= geom.INLINE: return run(*_coordinates(geom), 0, n)
+    if geom.kept is not None: return run(geom.kept, None, 0, n)
+    return torch.cat([run(geom.cost(i, j), None, i, j) for i, j in geom.strips()], 1)
+
 @_streaming("apply")
 def _apply(self, u, v, V):
     "(..., n, k) the kernel times the columns `V` (..., m, k)"
     (uh, ul), (vh, vl) = split(u, self.dtype), split(v, self.dtype)
     V, s = _unit(V.double() * vl[:, None], 0); V = V.to(self.dtype)
     if V.shape[1] == 1 and (lib := _library(self)): return _sweep(self, lib, uh, vh, V[:, 0], ul)[0][:, None] * s
+    if V.shape[1] <= self.THIN and (lib := _library(self)): return _thin(self, lib, uh, vh, V)[0] * ul[:, None] * s
     return torch.cat([(kernel_strip(self, uh, vh, i, j) @ V).double() for i, j in self.strips()]) * ul[:, None] * s
 
 @_streaming("weighted")
@@ -483,6 +595,7 @@ def _weighted(self, u, v, A, B, alpha, beta, V):
     s = torch.where(s > 0, s, 1.)                                         # one scale a direction; B has the size of the points
     scaled = lambda t: (t / s.reshape(-1, *[1]*(t.ndim - 1))).to(self.dtype)
     A, alpha, beta, B, V = scaled(A), scaled(alpha), scaled(beta), B.to(self.dtype), (V*vl[:, None]).to(self.dtype)
+    if self.d <= self.INLINE and V.shape[1] <= self.THIN and (lib := _library(self)): return _thin(self, lib, uh, vh, V, (A, B, alpha, beta)) * ul[:, None] * s[:, None, None]
     out = torch.empty(len(alpha), len(uh), V.shape[-1], dtype=torch.float64, device=V.device)
     for i, j in self.strips():
         K = kernel_strip(self, uh, vh, i, j)
@@ -571,6 +684,18 @@ def _iterate(self, p, f, g, k):
     for _ in range(k): f, g, e = alternate(p, f, g); errs.append(e)
     return f, g, torch.stack(errs)
 StreamingGeometry.iterate = _iterate
+
+# %% ../nbs/08_streaming.ipynb #35fb55bd
+def _anneal(self, p, levels, last=True, pulls=()):
+    "Symmetric steps, one at each of the regularisations `levels`: potentials after a full update (if `last`) and before it, two each; None where there is no such loop. See `samples_loss.anneal`."
+    geom = self.at(levels[-1])
+    if (lib := _library(geom)) is None or not (geom.d <= geom.INLINE or geom.kept is not None): return None
+    x, y = (geom.x.contiguous(), geom.y.contiguous()) if geom.d <= geom.INLINE else (geom.kept, None)
+    a, b = p.a.contiguous(), p.b.contiguous(); n, m = a.shape[-1], b.shape[-1]; f, g, f0, g0 = out = [torch.empty_like(t) for t in (a, b, a, b)]
+    table = torch.tensor(levels, dtype=torch.float64); ptr = [None if t is None else t.data_ptr() for t in (x, y, a, b, *out, table)]
+    if not lib.anneal(*ptr, p.rho_x, p.rho_y, a.numel()//n, n, m, len(levels), p.symmetric, last, torch.get_num_threads()): return None
+    return out if last else (f, g, f, g)
+StreamingGeometry.anneal = _anneal
 
 # %% ../nbs/08_streaming.ipynb #1492a406
 class CompiledGeometry(StreamingGeometry):
