@@ -178,7 +178,7 @@ def _judge(row, x, y, eps): # function of an answer's potentials (or product) ->
     return gradient
 
 def stuck(errors:list) -> bool:
-    "Have four efforts in a row not made the answer better?"
+    "Have the last three efforts not made the answer five per cent better?"
     return len(errors) > 3 and not errors[-1] < .95*errors[-4]
 
 @task("reach")

@@ -27,7 +27,7 @@ _warned = set()
 def warn_once(
     message:str, # what runs instead of what, and why
 ):
-    "A `RuntimeWarning`, the first time that it has something to say."
+    "A `RuntimeWarning`, given only the first time that this message comes up."
     if message not in _warned: _warned.add(message); warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 # %% ../nbs/00_core.ipynb #0a1ef46b

@@ -86,7 +86,7 @@ def row(
     error:float,            # relative error of a Hessian-vector product
     eig=(math.nan, math.nan), # ascending eigenvalues of the Hessian in x
 ) -> dict:
-    "One problem's line of the table."
+    "One problem's column of the table."
     (n, d), m = sol.inputs.x.shape, len(sol.inputs.y)
     return {"problem": name, "points": f"{n} x {m}, d={d}", "backend": sol.backend, "dtype": str(sol.inputs.x.dtype)[6:], "value": sol.value.item(),
             "gradient norm": sol.grad("x").norm().item(), "n * smallest eigenvalue": n*float(eig[0]), "n * largest eigenvalue": n*float(eig[-1]),

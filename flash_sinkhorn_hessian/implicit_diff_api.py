@@ -28,7 +28,7 @@ class ImplicitDiff:
     With M the matrix of implicit differentiation and H the slopes h'(r), h'(c) of the preconditioner, the Jacobian is H M. The smaller
     Schur complement is solved, by matrix-free products with the plan: memory (n + m) d, except for "cholesky" and "lstsq", min(n, m)^2.
 
-    Shapes: a pair (n,), (m,) in, a pair (n,), (m,) out. Units: gr is a derivative in the potentials; the answer has that times cost (h = eps log).
+    Shapes: a pair (n,), (m,) in, a pair (n,), (m,) out. Units: gr is a derivative in the potentials; the answer has its unit with h = eps log, that unit times cost with the identity.
 
     Errors: `ValueError` for a `solver` or `preconditioner` that is neither a name nor callable, `ridge` or `tol` negative, `max_iter` below 1.
 

@@ -320,8 +320,8 @@ def reg_ot_divergence(
 ) -> jax.Array: # scalar
     """Debiased (Sinkhorn) divergence OT(x, y) - OT(x, x)/2 - OT(y, y)/2, differentiable like `reg_ot_cost`.
 
-    Shapes, units, errors and warnings as for `reg_ot_cost`. Zero if both weighted clouds agree. Relaxed marginals keep their masses'
-    terms: what is returned is the combination of the three costs and nothing else.
+    Shapes, units, errors and warnings as for `reg_ot_cost`. Zero if both weighted clouds agree. With relaxed marginals nothing is
+    added for totals that differ: what is returned is the combination of the three costs.
 
     Source: Feydy et al. 2019 for the definition; the self terms have one potential and a rule of their own (nbs/24_jax).
 

@@ -446,8 +446,8 @@ class SamplesLoss(torch.nn.Module):
     points; `eps` and the value are in the unit of the cost, a squared length. The value is a scalar, or `(B,)`, in the dtype of the clouds (float32 for half precision).
     With `potentials=True` two tensors of the shape of the weights come back, in the unit of the cost, differentiable once in the points.
 
-    The first derivative is GeomLoss's: that of the last update (Feydy et al. 2019; relaxed marginals: Séjourné et al. 2019). A second derivative is that of converged transport: the
-    potentials are polished first, at one linear solve. A third raises `NotImplementedError`. Inside `torch.compile` it is two operators, without double backward.
+    The first derivative is that of the last update: GeomLoss's (Feydy et al. 2019) if both marginals are hard, else that of the value (Séjourné et al. 2019), from which GeomLoss's differs by a
+    factor. A second derivative is that of converged transport: the potentials are polished first, then comes one linear solve. A third raises `NotImplementedError`. Inside `torch.compile` it is two operators, without double backward.
 
     Raises `ValueError` or `TypeError`, naming the argument, for a setting out of range or out of scope (`loss`, `p`, `cost`, `kernel`: with a library that has it), for clouds that are
     empty, not finite, of differing dimension, dtype or device, and for weights that are negative or, with hard marginals, do not sum to one (`normalize=True` divides).

@@ -383,7 +383,7 @@ def _alternate(self, p, f, g):
 
 @_geometry
 def _iterate_both(self, p, f, g, steps, step=.5):
-    "`steps` symmetric iterations without waiting: new f, new g, errors (steps, ...) of the pair before each; None where column sums would not do: weights of zero, or a wish for the same bits every time."
+    "`steps` symmetric iterations without waiting: new f, new g, errors (steps, ...) of the pair before each; None where column sums would not do: with weights of zero, or where PyTorch is asked for deterministic algorithms."
     key = ("both", id(p), steps, step); run = self._graphs.get(key)
     if len(self._graphs) > 8: self._graphs.clear()
     if run is None or run[0]() is not p: run = self._graphs[key] = [weakref.ref(p), _setting(self, p, step), 0, None, positive(p.a) and positive(p.b)]
@@ -441,7 +441,7 @@ def fill(
 def kept(
     store:OrderedDict, key, make, # a store of at most sixteen things, and how to make another one
 ):
-    "The thing that belongs to a key; the one that has not been asked for longest goes."
+    "The thing that belongs to a key; the one that nobody has asked for in the longest time is dropped."
     thing = store.pop(key, None) or make(); store[key] = thing
     while len(store) > 16: store.popitem(last=False)
     return thing
@@ -524,7 +524,7 @@ def level_constants(
     p:Problem,     # penalties
     levels:list,   # regularisations
     f64:bool,      # float64 points?
-) -> list: # (levels + 3, 2, 4): half steps at each level, full steps at the first and at the last, and one without a penalty
+) -> list: # (levels + 3, 2, 4): steps of half an update at each level, of a whole one at the first and at the last, and of one without a penalty
     "For each step and side: 1/eps, how far a residual moves the potential, 1/penalty, and the ratio of the last regularisation to this one."
     def row(eps, step, rho):
         ratio = levels[-1]/eps
