@@ -104,17 +104,15 @@ def slope(xs, ys): # of the upper half, in log-log
     x, y = ([math.log(t) for t in s[len(s)//2 if len(s) > 3 else 0:]] for s in (xs, ys)); mx, my = statistics.mean(x), statistics.mean(y)
     return sum((a - mx)*(b - my) for a, b in zip(x, y))/sum((a - mx)**2 for a in x)
 
-def _write_slopes(ax, curves, letter): # the power at the end of each curve (xs, ys, colour), above it if others go on; those that would touch are moved up
-    low, gap, last = {}, (ax.get_ylim()[1]/ax.get_ylim()[0])**.09, max(xs[-1] for xs, *_ in curves)
-    for xs, ys, c in sorted((c for c in curves if len(c[0]) > 1), key=lambda c: c[1][-1]):
-        x, y = xs[-1], max(ys[-1], low.get(xs[-1], 0)*gap); low[x] = y
-        ax.annotate(f"${letter}^{{{slope(xs, ys):.1f}}}$", (x, y), (6, 0) if x == last else (-2, 9), textcoords="offset points", color=c, fontsize=10, ha="left" if x == last else "right", va="center", bbox=dict(fc="w", ec="none", alpha=.7, pad=.5))
+def _list_slopes(ax, curves, letter): # beside the panel the mark and the power of each curve (xs, ys, line), the highest end first; two points are no law
+    curves = sorted((c for c in curves if len(c[0]) > 2), key=lambda c: c[1][-1], reverse=True); text = [f"${letter}^{{{slope(xs, ys):.1f}}}$" for xs, ys, _ in curves]
+    if curves: ax.legend([line for *_, line in curves], text, loc="center left", bbox_to_anchor=(1, .5), frameon=False, handlelength=1.2, handletextpad=.4, borderaxespad=.2, fontsize=10)
 
 # %% ../nbs/32_bench_report.ipynb #a53674ba
 AXES = dict(n="points n", d="dimension d", eps="regularisation eps", k="directions k", batch="problems B in a batch")
 
 def plot_scaling(rows:list, value="ms"): # value: "ms" or "peak_mib"
-    "One panel an axis of a scaling study, with the power at the end of each curve."
+    "One panel an axis of a scaling study, with the power of each curve of three points or more beside it."
     import matplotlib.pyplot as plt
     low = lambda r: 1 if value == "peak_mib" and r["device"] == "cpu" else 0      # what a process held already may be enough: no row of a CPU below one MiB
     rows = [r | {value: max(r[value], low(r))} for r in rows if r.get("axis") and r.get(value) is not None and max(r[value], low(r))]
@@ -123,14 +121,16 @@ def plot_scaling(rows:list, value="ms"): # value: "ms" or "peak_mib"
     for ax in panels.flat[len(axes):]: ax.axis("off")
     for ax, axis in zip(panels.flat, axes):
         mine = [r for r in rows if r["axis"] == axis]; same = [k for k in ("n", "d", "eps", "batch") if k != axis and mine[0].get(k) and len({r.get(k) for r in mine}) == 1]
-        curves = {p: list(zip(*sorted((r[axis], r[value]) for r in mine if r["peer"] == p))) for p in peers}; ax.margins(x=.25, y=.12)
-        for p, xy in curves.items():
-            if xy: lines[p], = ax.loglog(*xy, "-", **_style(p, peers))
+        curves = {p: list(zip(*sorted((r[axis], r[value]) for r in mine if r["peer"] == p))) for p in peers}; ax.margins(x=.08, y=.08)
+        drawn = [(*xy, ax.loglog(*xy, "-", label=p, **_style(p, peers))[0]) for p, xy in curves.items() if xy]; lines |= {line.get_label(): line for *_, line in drawn}
         a, b = ax.get_ylim(); wider = max(1, 100*a/b)**.5; ax.set_ylim(a/wider, b*wider)                  # two decades at least: a flat curve is to look flat
         ax.set(xlabel=AXES.get(axis, axis), ylabel="milliseconds" if value == "ms" else "peak memory, MiB"); ax.grid(alpha=.3)
         ax.set_title(", ".join([mine[0]["task"], *(f"{k} = {mine[0][k]:g}" for k in same)]), fontsize=9)
-        if axis != "eps": _write_slopes(ax, [(*xy, _style(p, peers)["color"]) for p, xy in curves.items() if xy], "B" if axis == "batch" else axis)
-    fig.legend(lines.values(), lines, loc="outside lower center", ncols=min(6, 2 + 2*wide), frameon=False); return fig
+        if axis != "eps": _list_slopes(ax, drawn, "B" if axis == "batch" else axis)
+    names = {p: lines[p] for p in peers if p in lines}; free = panels.size > len(axes)     # a panel without an axis has room for the names
+    if free: panels.flat[-1].legend(names.values(), names, loc="center", frameon=False)
+    else: fig.legend(names.values(), names, loc="outside lower center", ncols=min(6, 2 + 2*wide), frameon=False)
+    return fig
 
 # %% ../nbs/32_bench_report.ipynb #87a43177
 def _grown(old, new, factor): # is the time beyond the old one and its spread, on every clock that counts?

@@ -168,7 +168,7 @@ def barycentric_map(
     guess, out = (sol.f.double()/eps)[near.to(z.device)], []
     for k in tqdm(range(0, len(z), chunk), desc="barycentric map", unit="chunk", leave=False, disable=None):
         geom = make_geometry(sol.backend, (z[k:k+chunk] - mid).contiguous(), y, i.eps)
-        out.append(geom.apply(-geom.lse(v, guess[k:k+chunk]), v, y))
+        out.append(geom.apply(-geom.lse(v, guess[k:k+chunk]), v, y.double()))
     return torch.cat(out).to(z.dtype) + mid
 
 # %% ../nbs/11_demo.ipynb #38957ce0

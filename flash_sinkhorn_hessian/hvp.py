@@ -50,7 +50,7 @@ def cg(
     b:Tensor,        # (..., n, k) right-hand sides, in its range
     tol:float=1e-10, # relative residual to reach, column by column
     max_iter:int=500,
-    patience:int=60, # give up after this many iterations in which no squared residual fell by a tenth
+    patience:int=150, # give up after this many iterations in which no smoothed residual, squared, fell by three tenths
     modes=None,      # what earlier solves have learnt, see `SlowModes`
 ) -> tuple: # solution (..., n, k), SolveInfo; the solution is a pair if A's result is one
     "Block conjugate gradients (O'Leary 1980, in the form of Dubrulle 2001) on all columns at once; the best iterate seen is returned."
@@ -62,7 +62,7 @@ def cg(
     (x, y, r), P, T = start(b/unit), [], []
     room = modes.slots(b.shape[-2])//b.shape[-1] if modes and b.ndim == 2 else 0; every = modes.every(modes.best, room) if modes else 1
     q, C = orthonormal(r); p = q - fix(q)
-    best, best_x, best_y, since, it = (r*r).sum(-2, keepdim=True), x, y, 0, 0
+    best, best_x, best_y, since, it = (r*r).sum(-2, keepdim=True), x, y, 0, 0; inverse, mark = torch.where(best > 0, 1/best, 0.), math.inf
     while it < max_iter and since < patience and (active := best > tol*tol).any():
         t = A(p); t, u = t if isinstance(t, tuple) else (t, None)
         if it < room*every and it % every == 0: P.append(p); T.append(t)
@@ -70,7 +70,8 @@ def cg(
         x = x + p @ move
         if u is not None: y = u @ move if y is None else y + u @ move
         q, S = orthonormal(q - t @ step); C = S @ C; z = q - fix(q); p = z - p @ quotient(G, t.mT @ z) if learnt else z + p @ S.mT
-        rr = torch.where(active, (C*C).sum(-2, keepdim=True), best); better = rr < best; since = 0 if (rr < .9*best).any() else since + 1
+        rr = torch.where(active, (C*C).sum(-2, keepdim=True), best); better = rr < best; inverse = inverse + torch.where(active, 1/rr, 0.)
+        fell = 1/inverse < .7*mark; mark, since = torch.where(fell, 1/inverse, mark), 0 if (fell & active).any() else since + 1
         best_x = torch.where(better, x, best_x)
         if y is not None: best_y = y if best_y is None else torch.where(better, y, best_y)
         best, it = torch.where(better, rr, best), it + 1

@@ -160,20 +160,21 @@ def schur_factor(o:Options, p:Problem, s:Scaled, ridge=0.): # added to the spect
 # %% ../nbs/23_jax_dual.ipynb #c82a6326
 def cg(
     A, b:jax.Array,       # symmetric positive semi-definite function, right-hand side in its range
-    tol, max_iter:int=1000, patience:int=60, # relative residual; steps; steps without progress
+    tol, max_iter:int=1000, patience:int=150, # relative residual; steps; steps without progress
 ) -> tuple: # solution, steps taken, relative residual
     "Conjugate gradients as a `while_loop`."
     b2, zero = b @ b, jnp.zeros_like(b)
     def go(s): return (s[4] > tol*tol*b2) & (s[5] < max_iter) & (s[6] < patience)
     def step(s):
-        x, r, p, rr, best, it, since, best_x = s
+        x, r, p, rr, best, it, since, best_x, inverse, mark = s
         Ap = A(p); curvature = p @ Ap
         k = jnp.where(curvature > 0, rr/jnp.where(curvature > 0, curvature, 1.), 0.)
         x, r = x + k*p, r - k*Ap
         new = r @ r
-        since, best_x = jnp.where(new < .9*best, 0, since + 1), jnp.where(new < best, x, best_x)
-        return x, r, r + new/jnp.where(rr > 0, rr, 1.)*p, new, jnp.minimum(best, new), it + 1, since, best_x
-    s = lax.while_loop(go, step, (zero, b, b, b2, b2, 0, 0, zero))
+        inverse = inverse + b2/jnp.where(new > 0, new, 1.); fell = 1/inverse < .7*mark      # the smoothed residual never rises (06_hvp)
+        since, mark, best_x = jnp.where(fell, 0, since + 1), jnp.where(fell, 1/inverse, mark), jnp.where(new < best, x, best_x)
+        return x, r, r + new/jnp.where(rr > 0, rr, 1.)*p, new, jnp.minimum(best, new), it + 1, since, best_x, inverse, mark
+    s = lax.while_loop(go, step, (zero, b, b, b2, b2, 0, 0, zero, 1. + 0*b2, jnp.inf + 0*b2))
     return s[7], s[5], jnp.sqrt(s[4]/jnp.where(b2 > 0, b2, 1.))
 
 # %% ../nbs/23_jax_dual.ipynb #037f5d82

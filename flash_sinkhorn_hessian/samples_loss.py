@@ -231,11 +231,13 @@ class Estimate:
         self.terms = [self._term(j, k, t) for k, (j, t) in enumerate(zip(parts, state))]
 
     def _term(self, i, k, state):
-        x, y, s, own = i.x.double(), i.y.double(), self.s, k > 0
-        m = (x.mean(-2, keepdim=True) + y.mean(-2, keepdim=True))/2
-        x, y = x - m, y - m; near = max(self.levels) <= 4*i.eps      # are there no costs well above eps, as far as the schedule knows?
+        x, s, own = i.x.double(), self.s, k > 0
+        y, mean = x if own else i.y.double(), lambda t: t.mean(-2, keepdim=True)
+        m = mean(x) if own else (mean(x) + mean(y))/2
+        x = x - m; y = x if own else y - m; near = max(self.levels) <= 4*i.eps      # are there no costs well above eps, as far as the schedule knows?
         dtype = working_dtype(i.x.dtype, x, y, i.eps) if near else torch.promote_types(i.x.dtype, torch.float32)
-        p = Problem(make_geometry(self.backend, x.to(dtype), y.to(dtype), i.eps, reference=s.backend == "dense"), i.a, i.b, i.rho_x, i.rho_y, own and i.rho_x == i.rho_y and not s.alternating)
+        x = x.to(dtype); y = x if own else y.to(dtype)
+        p = Problem(make_geometry(self.backend, x, y, i.eps, reference=s.backend == "dense"), i.a, i.b, i.rho_x, i.rho_y, own and i.rho_x == i.rho_y and not s.alternating)
         if state is not None: return Annealed(p, *state)
         pulls = tuple(q for q, u in enumerate("xy") if u in self.wanted) if not own else (() if "xy"[k - 1] not in self.wanted else (0,) if p.symmetric else (0, 1))
         t = anneal(p, self.levels, s.last_extrapolation, s.threshold and s.threshold/i.scale, s.inner_iterations, pulls, s.alternating)

@@ -9,7 +9,7 @@ __all__ = ['AHEAD', 'triton_ready', 'sized', 'other_sizes', 'half_steps', 'produ
            'level_constants', 'Descent']
 
 # %% ../nbs/14_triton.ipynb #8c4136fa
-import gc, math, threading, weakref
+import ctypes, gc, math, threading, weakref
 from collections import OrderedDict
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -115,7 +115,7 @@ class TritonGeometry(TwoSided):
         up = lambda t: t if t.dtype in (torch.float32, torch.float64) else t.float()
         self.x = up(x); self.y = self.x if y is x else up(y); self.eps, self.batch = eps, x.shape[:-2]
         size = lambda t: t.double().square().sum(-1).max().sqrt()
-        self.radii = radii or tuple(torch.stack([size(self.x), size(self.y)]).tolist())
+        self.radii = radii or (tuple(torch.stack([size(self.x), size(self.y)]).tolist()) if self.y is not self.x else (size(self.x).item(),)*2)
         self._scores = None; self._doubles = {}; self._known, self._products, self._graphs = [], [], {}
 
     def at(self, eps:float):
@@ -528,7 +528,7 @@ def level_constants(
     "For each step and side: 1/eps, how far a residual moves the potential, 1/penalty, and the ratio of the last regularisation to this one."
     def row(eps, step, rho):
         ratio = levels[-1]/eps
-        if not f64: ratio = torch.tensor(ratio, dtype=torch.float32).item()
+        if not f64: ratio = ctypes.c_float(ratio).value
         eps = levels[-1]/ratio
         return [1/eps, step*eps/(1 + eps/rho), 1/rho, ratio]
     steps, penalties = [*((e, .5) for e in levels), (levels[0], 1.), (levels[-1], 1.)], (p.rho_x, p.rho_y)

@@ -64,7 +64,7 @@ def test_two_penalties_against_a_dense_loop(debias, reaches):
         P = random_problem(20, 30, d)
         value, f, g = dense_loop(P, blur, scaling, reaches[0]**2, reaches[1]**2, debias)
         kw = dict(blur=blur, scaling=scaling, reach_x=reaches[0], reach_y=reaches[1], debias=debias)
-        assert abs(call(SamplesLoss(**kw), P) - value) < 1e-10
+        assert abs(call(SamplesLoss(**kw), P) - value) < 1e-10*max(1, .01*abs(value))      # one of them is 38,025, whose last place is worth 7e-12
         if not debias: assert all((s - t).abs().max() < 1e-10 for s, t in zip(call(SamplesLoss(potentials=True, **kw), P), (f, g)))
 
 @pytest.mark.parametrize("kw", (dict(), dict(reach=.5), dict(reach_x=.5), dict(reach_y=.5), dict(reach_x=.5, reach_y=1.)))
