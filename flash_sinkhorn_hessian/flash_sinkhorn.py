@@ -75,8 +75,9 @@ def from_potentials(
     tol=1e-5,       # marginal error up to which they count as converged
     backend="auto",
 ) -> Solution:
-    """The `Solution` that belongs to given potentials: plan, products, gradient and Hessian, without solving anything. One pass measures their marginal error; derivatives of potentials
-    that are worse than `tol` warn. Errors as for `solve`, and `ValueError` or `TypeError` for potentials of another shape, dtype or device than the weights."""
+    """The `Solution` that belongs to given potentials: plan, products, gradient and Hessian, without solving anything.
+
+    One pass measures their marginal error; derivatives of potentials that are worse than `tol` warn. Errors as for `solve`, and `ValueError` or `TypeError` for potentials of another shape, dtype or device than the weights."""
     i = validate(x, y, a, b, eps=eps, reach=reach, reach_x=reach_x, reach_y=reach_y, half_cost=half_cost)
     f, g = (check_like(name, h, w.shape, f"of the weights of {z}", i.x, stack=False)/i.scale for name, h, w, z in (("f", f, i.a, "x"), ("g", g, i.b, "y")))
     xc, yc, o = centre(i)
@@ -94,8 +95,9 @@ def c_transform(
     half_cost:bool=False, # |x-y|^2/2 instead of |x-y|^2
     strip:int=1 << 22,    # distances held at once
 ) -> tuple: # values (n,), differentiable in x, y and psi; index of the minimiser (n,)
-    """Hard c-transform `min_j cost(x_i, y_j) - psi_j`, in the unit of the cost, and where it is attained, in linear memory. Its derivative is that of the pair that attains it
-    (Danskin's theorem). Raises `ValueError` or `TypeError` for points or potentials of a wrong shape, dtype or device."""
+    """Hard c-transform `min_j cost(x_i, y_j) - psi_j`, in the unit of the cost, and where it is attained, in linear memory.
+
+    Its derivative is that of the pair that attains it (Danskin's theorem). Raises `ValueError` or `TypeError` for points or potentials of a wrong shape, dtype or device."""
     check_cloud("x", x); check_cloud("y", y); s = .5 if half_cost else 1.
     for name, z in (("x", x), ("y", y)):
         if z.ndim != 2: raise ValueError(f"{name} must have shape (points, d): c_transform takes one problem, not a batch; got {tuple(z.shape)}")

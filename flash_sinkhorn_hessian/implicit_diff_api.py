@@ -131,4 +131,4 @@ def _solve(self,
     elif len(p.a) >= len(p.b): u, t = by_callable(self.solver, s, w, z, inv[1], self.ridge, symmetric)
     else: u, t = by_callable(self.solver, s.T, z, w, inv[0], self.ridge, symmetric)[::-1]
     return tuple(-p.eps*(h*_over(k, root))[:, 0] for h, k, root in ((inv[0], u, s.root), (inv[1], t, s.T.root)))
-ImplicitDiff.solve = _solve
+_solve.__name__, _solve.__qualname__ = "solve", "ImplicitDiff.solve"; ImplicitDiff.solve = _solve

@@ -365,7 +365,7 @@ def solve(
     reach_y=None,     # relax the target marginal only
     half_cost=False,  # cost |x-y|^2/2 instead of |x-y|^2
     tol=None,         # bound on the L1 marginal error; None: what the dtype can reach (`default_tol`), but at most a thousandth of the mass
-    max_iter=5000,    # pairs of passes over the scores, at most; but one for each eps of the schedule
+    max_iter=5000,    # pairs of passes over the scores, at most (the schedule of eps takes one a level, even if that is more)
     backend="auto",   # "auto", "dense", "streaming" or "triton"
     init=None,        # a `Solution` of a nearby problem of the same sizes to start from
     callback=None,    # called with (n_iter, eps, marginal_error) after every step, the last error being the answer's: progress bars

@@ -360,12 +360,12 @@ int iterate(const T *x, const T *y, const double *a, const double *b, double *f,
 
 # %% ../nbs/08_streaming.ipynb #ae2a2599
 KERNEL_SOURCE += r"""
-static int descent(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *f0, double *g0, const double *levels, double rho_x, double rho_y, long n, long m, long steps, int own, int last, int threads) {
+static int descent(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *f0, double *g0, const double *levels, double rho_x, double rho_y, long n, long m, long steps, int own, int last, int begun, int threads) {
   long width = (m + 15)/16*16; if (n*width < 30000) threads = 1;
   T *t = malloc(sizeof(T)*(D*n + D*width + n + 2*width + 5*threads*width)); double *h = malloc(sizeof(double)*(2*n + (1 + threads)*width));
   T *xs = t, *ys = xs + D*n, *u = ys + D*width, *v = u + n, *w = v + width, *p = w + width, *col = p + 4*threads*width; double *low = h, *rows = low + n, *vlow = rows + n, *sum = vlow + width;
-  columnwise(x, y, n, m, width, xs, ys); for (long i = 0; i < n; i++) f[i] = 0; for (long j = 0; j < m; j++) g[j] = 0;
-  for (long it = -1; it < steps + (last ? 1 : 0); it++) { /* a full update, half of one at each level, a full one */
+  columnwise(x, y, n, m, width, xs, ys); if (!begun) { for (long i = 0; i < n; i++) f[i] = 0; for (long j = 0; j < m; j++) g[j] = 0; }
+  for (long it = begun ? 0 : -1; it < steps + (last ? 1 : 0); it++) { /* a full update, half of one at each level, a full one */
     double eps = levels[it < 0 ? 0 : it < steps ? it : steps - 1], bits = 1.4426950408889634/eps, move = (it < 0 || it == steps ? eps : eps/2), mx = move/(1 + eps/rho_x), my = move/(1 + eps/rho_y), ln2 = .6931471805599453;
     for (long i = 0; i < n; i++) f0[i] = f[i];
     for (long j = 0; j < m; j++) g0[j] = g[j];
@@ -382,12 +382,12 @@ static int descent(const T *x, const T *y, const double *a, const double *b, dou
   free(t); free(h); return all - all == 0;
 }
 
-/* Symmetric steps down a schedule for each problem of a batch, from zero potentials: f, g at the end and f0, g0 before the last step; returns whether all is finite. */
-int anneal(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *f0, double *g0, const double *levels, double rho_x, double rho_y, long batch, long n, long m, long steps, int own, int last, int threads) {
+/* Symmetric steps down a schedule for each problem of a batch, from zero potentials or (begun) from f, g: those at the end, and f0, g0 before the last step; returns whether all is finite. */
+int anneal(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *f0, double *g0, const double *levels, double rho_x, double rho_y, long batch, long n, long m, long steps, int own, int last, int begun, int threads) {
   long row = D ? n*D : n*((m + 15)/16*16); int good = 1;
-  if (batch == 1) return descent(x, y, a, b, f, g, f0, g0, levels, rho_x, rho_y, n, m, steps, own, last, threads);
+  if (batch == 1) return descent(x, y, a, b, f, g, f0, g0, levels, rho_x, rho_y, n, m, steps, own, last, begun, threads);
   #pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&:good)
-  for (long q = 0; q < batch; q++) good &= descent(x + q*row, y + q*m*D, a + q*n, b + q*m, f + q*n, g + q*m, f0 + q*n, g0 + q*m, levels, rho_x, rho_y, n, m, steps, own, last, 1);
+  for (long q = 0; q < batch; q++) good &= descent(x + q*row, y + q*m*D, a + q*n, b + q*m, f + q*n, g + q*m, f0 + q*n, g0 + q*m, levels, rho_x, rho_y, n, m, steps, own, last, begun, 1);
   return good;
 }
 """
@@ -420,7 +420,7 @@ def compiled_kernel(
 
 def _typed(lib): # the loops are called often, for microseconds of work
     lib.iterate.argtypes = [ctypes.c_void_p]*7 + [ctypes.c_double] + [ctypes.c_long]*5 + [ctypes.c_int]
-    lib.anneal.argtypes = [ctypes.c_void_p]*9 + [ctypes.c_double]*2 + [ctypes.c_long]*4 + [ctypes.c_int]*3; return lib
+    lib.anneal.argtypes = [ctypes.c_void_p]*9 + [ctypes.c_double]*2 + [ctypes.c_long]*4 + [ctypes.c_int]*4; return lib
 
 @lru_cache(None)
 def _compile(d, dtype): # library, or None and why
@@ -686,15 +686,21 @@ def _iterate(self, p, f, g, k):
 StreamingGeometry.iterate = _iterate
 
 # %% ../nbs/08_streaming.ipynb #35fb55bd
-def _anneal(self, p, levels, last=True, pulls=()):
-    "Symmetric steps, one at each of the regularisations `levels`: potentials after a full update (if `last`) and before it, two each; None where there is no such loop. See `samples_loss.anneal`."
+def _walk(self, p, levels, start=None, last=False):
+    "Symmetric steps, one at each of the regularisations `levels`, from a full update of zero potentials or from `start`, and a full update at the end (if `last`): potentials after the last step and before it, two each; None where there is no such loop."
     geom = self.at(levels[-1])
     if (lib := _library(geom)) is None or not (geom.d <= geom.INLINE or geom.kept is not None): return None
     x, y = (geom.x.contiguous(), geom.y.contiguous()) if geom.d <= geom.INLINE else (geom.kept, None)
-    a, b = p.a.contiguous(), p.b.contiguous(); n, m = a.shape[-1], b.shape[-1]; f, g, f0, g0 = out = [torch.empty_like(t) for t in (a, b, a, b)]
+    a, b = p.a.contiguous(), p.b.contiguous(); n, m = a.shape[-1], b.shape[-1]; out = [torch.empty_like(t) for t in (a, b)] if start is None else [t.clone(memory_format=torch.contiguous_format) for t in start]; out += [torch.empty_like(t) for t in (a, b)]
     table = torch.tensor(levels, dtype=torch.float64); ptr = [None if t is None else t.data_ptr() for t in (x, y, a, b, *out, table)]
-    if not lib.anneal(*ptr, p.rho_x, p.rho_y, a.numel()//n, n, m, len(levels), p.symmetric, last, torch.get_num_threads()): return None
-    return out if last else (f, g, f, g)
+    if not lib.anneal(*ptr, p.rho_x, p.rho_y, a.numel()//n, n, m, len(levels), p.symmetric, last, start is not None, torch.get_num_threads()): return None
+    return out
+StreamingGeometry.walk = _walk
+
+def _anneal(self, p, levels, last=True, pulls=()):
+    "The whole descent: potentials after a full update (if `last`) and before it, two each; None where there is no such loop. See `samples_loss.anneal`."
+    out = self.walk(p, levels, None, last)
+    return out if out is None or last else [*out[:2], *out[:2]]
 StreamingGeometry.anneal = _anneal
 
 # %% ../nbs/08_streaming.ipynb #1492a406
