@@ -187,7 +187,7 @@ def descend(
     max_iter:int, # pairs of passes that may be spent
 ) -> tuple: # f (..., n), g (..., m), or None
     "Potentials after two symmetric steps at each level, from a geometry that walks down a schedule by itself without waiting for its errors."
-    walk, few = getattr(p.geom, "anneal", None), p.geom.x.device.type == "cpu" and p.a.shape[-1]*p.b.shape[-1] <= 1 << 20   # where a host steps as fast, alternating steps get further
+    walk, few = getattr(p.geom, "anneal", None), p.geom.x.device.type == "cpu" and p.a.shape[-1]*p.b.shape[-1] <= 1 << 20   # few scores on a CPU: alternating steps cost no more and leave Newton less to do
     if walk is None or few or len(levels) < 3 or 2*len(levels) + 1 >= max_iter or math.isinf(p.rho_x) != math.isinf(p.rho_y): return None
     out = walk(p, sorted(2*levels, reverse=True), False)
     return out and out[:2]

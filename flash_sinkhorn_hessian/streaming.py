@@ -698,7 +698,7 @@ def _walk(self, p, levels, start=None, last=False):
 StreamingGeometry.walk = _walk
 
 def _anneal(self, p, levels, last=True, pulls=()):
-    "The whole descent: potentials after a full update (if `last`) and before it, two each; None where there is no such loop. See `samples_loss.anneal`."
+    "The whole descent: potentials after a full update (if `last`) and before it, two each; None where there is no such loop. `pulls` is a hint for geometries that have the gradient at hand; this one has not. See `samples_loss.anneal`."
     out = self.walk(p, levels, None, last)
     return out if out is None or last else [*out[:2], *out[:2]]
 StreamingGeometry.anneal = _anneal
