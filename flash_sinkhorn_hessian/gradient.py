@@ -44,9 +44,12 @@ class Moments(TwoSided):
         "(..., m) bias of the columns with their weights in it"
         return self.v + self.p.log_b
     @cached_property
+    def _ready(self): # sums, pull, gradient and energy, where a geometry has a short cut to all of them; else None
+        own = getattr(self.p.geom, "ends", None)
+        return own and own(self)
+    @cached_property
     def _sums(self):
-        sums = getattr(self.p.geom, "sums", None)            # a geometry may have a short cut
-        if sums is not None and (out := sums(self.p, *((self.f, self.g) if self.p.balanced else (self.u*self.p.eps, self.v*self.p.eps)))) is not None: return out
+        if self._ready: return self._ready[0]
         y = self.p.geom.y.double()
         return self.p.geom.apply(self.u, self.wide_v, torch.cat([torch.ones_like(y[..., :1]), y], -1))
     @cached_property
@@ -60,19 +63,34 @@ class Moments(TwoSided):
     @cached_property
     def pull(self):
         "(..., n, d) `2 (x_i - T_i)`, the mean over row i of the derivative of the cost"
+        if self._ready: return self._ready[1]
         d = self.p.geom.x - self.barycentre                  # float64, whatever the points are
         return 2 * (d if self.offset is None else d + self.offset)
     @cached_property
     def marginal(self):
         "(..., n) `P1`"
         return self.p.a * self.density
+    @cached_property
+    def gradient(self):
+        "(..., n, d) `P1` times the pull"
+        return self._ready[2] if self._ready else self.marginal[..., None] * self.pull
+    @cached_property
+    def energy(self):
+        "(...,) the dual energy: at the optimal potentials the cost"
+        return self._ready[3] if self._ready else dual_energy(self.p, self.f, self.g, self.marginal.sum(-1))
+    @cached_property
+    def transported(self):
+        "(...,) the mean of f + g over the plan: the cost that is transported, and what entropy adds"
+        def side(p, f): w = torch.where(p.a > 0, p.a*log_target(p, f).exp(), 0.); return (w*torch.where(p.a > 0, f, 0.)).sum(-1), w.sum(-1)
+        (F, mass), (G, _) = side(self.p, self.f), side(self.p.T, self.g)
+        return (F + G)/mass.clamp_min(1e-250)
 
 # %% ../nbs/03_gradient.ipynb #1177ed88
 def grad_points(
     m:Moments,   # transposed for the second cloud
 ) -> Tensor:     # (..., n, d), in units of cost over length
     "Gradient of the cost in the first cloud, `2 r_i (x_i - T_i)`; exact at the optimal potentials, by the envelope theorem."
-    return m.marginal[..., None] * m.pull
+    return m.gradient
 
 # %% ../nbs/03_gradient.ipynb #b92ecf21
 def centred(

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['RR', 'GOAL', 'INVERSE', 'SINCE', 'STEPS', 'STATE', 'MARK', 'SIZE', 'WIDTH', 'OFF', 'SUMS', 'SMALL', 'PART', 'ROOM',
-           'cells', 'total', 'dots_kernel', 'start_kernel', 'residual_kernel', 'alone', 'verdict', 'direction_kernel',
-           'total_kernel', 'eliminated', 'rooted', 'unfinished', 'square', 'images', 'gram_kernel', 'fold_kernel',
-           'factor_kernel', 'turn_kernel', 'SparseProducts', 'StreamedProducts', 'slices', 'WideProducts', 'ahead',
-           'account', 'DeviceCG', 'BlockCG', 'schur_cg', 'remembered', 'Replayed', 'recorded', 'WholeProduct',
-           'whole_product']
+           'FIRST', 'BUDGET', 'cells', 'total', 'dots_kernel', 'start_kernel', 'residual_kernel', 'alone', 'verdict',
+           'direction_kernel', 'total_kernel', 'eliminated', 'rooted', 'unfinished', 'square', 'images', 'gram_kernel',
+           'fold_kernel', 'factor_kernel', 'turn_kernel', 'SparseProducts', 'StreamedProducts', 'slices',
+           'WideProducts', 'ahead', 'account', 'DeviceCG', 'BlockCG', 'schur_cg', 'remembered', 'Replayed', 'recorded',
+           'WholeProduct', 'whole_product', 'FirstProduct', 'first_product']
 
 # %% ../nbs/16_krylov.ipynb #9d23c766
 import math
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .core import *
 from .dual_energy import *
+from .gradient import *
 from .implicit_diff import *
 from .hvp import *
 from .kernels_softmin import *
@@ -623,3 +624,76 @@ TritonGeometry.whole_product = TritonSparse.whole_product = lambda self, *args: 
 TritonGeometry.schur_cg = lambda self, s, rhs, tol, max_iter: schur_cg(s, rhs, tol, max_iter)
 TritonSparse.schur_cg = TritonGeometry.schur_cg
 TritonGeometry.recorded = TritonSparse.recorded = lambda self, s, key, fn, *tensors: recorded(s, key, fn, *tensors)
+
+# %% ../nbs/16_krylov.ipynb #b51d2b51
+FIRST, BUDGET = 16, .016   # products at a point that are taken from the record of their shape, and what they may take of the GPU, in seconds
+
+class FirstProduct:
+    "Hessian-vector products for one shape of problem as CUDA graphs into which potentials and directions are loaded."
+    def __init__(self, loop, sol, v, out, dtype, tol): # the shape's loop, its points those of the solution; the rest as for `first_product`
+        self.tol, self.names, self.blocks, self.each, self.dear = tol, out, 1, sol.problem.geom.seconds, False
+        self.inputs = owned(self._inputs(sol, v)); own = self.inputs[:len(self._inputs(sol, {}))]; moved = self.inputs[len(own):]; make = loop.twin(sol.problem)
+        which = _which(v)
+        def work(cut):
+            m = Moments(make(), *own); s = ScaledSystem(m); s.full = s.T.full = True; p = s.p; solver = ConjugateGradients(s, tol); solver.blind = True
+            def whole(s, key, k, fn, solver, tensors, same): # what `hvp` asks a geometry for
+                if not same:
+                    side = s.T if p.a.shape[-1] < p.b.shape[-1] else s; self.cg = (DeviceCG if k == 1 else BlockCG)(side, k)
+                    side.__dict__["_device_cg"] = {k: self.cg}; self.cg.blind, self.cg.cut = 2*PART, cut
+                off, size, *res = fn(*tensors); self.ends = off.flatten(), size.flatten()
+                return res
+            self.cg = None; p.geom.whole_product = whole; res = hvp(m, {u: moved[i] for u, i in which.items()}, out, solver, s, dtype)
+            self.alive, self.steps = (s, remembered(p.geom)), solver.steps; tails = *(t.double().sum() for t in moved), m.transported.abs().max(), torch.minimum(s.root.min(), s.T.root.min())
+            return [res[u] for u in out], torch.cat([*([self.cg.table[0].flatten()] if self.cg else []), *self.ends, torch.stack(tails)])
+        work(lambda: None)                                       # compiles, and makes what all problems share
+        self.graphs, (self.out, self.stats) = capture_parts(work)
+        self.host = torch.empty(self.stats.shape, dtype=torch.float64, pin_memory=True); self.done = torch.cuda.Event()
+
+    def _inputs(self, sol, v): return [sol._f, sol._g, *([] if sol._offset is None else [sol._offset]), *_once(v)]
+
+    def look(self): # results and numbers, once they are there
+        if self.cg: self.graphs[3].replay()
+        self.host.copy_(self.stats, non_blocking=True); self.done.record(); out = [t.clone() for t in self.out]; self.done.synchronize()
+        *stats, size, least = self.host.tolist(); systems = self.ends[0].numel(); rows = [stats[8*i:8*i+8] for i in range(systems if self.cg else 0)]; rest = stats[8*len(rows):]
+        return out, rows, rest[:systems], rest[systems:2*systems], rest[2*systems:], size, least
+
+    def __call__(self, loop, sol, v):
+        "The products by name, and what they took of the GPU in seconds; `cg_info` tells how it went. None where the record does not do."
+        geom = sol.problem.geom; todo = self.blocks
+        with loop.turn():
+            loop.load(geom, geom.constants(sol.problem)); fill(self.inputs, self._inputs(sol, v))
+            while True: # from the start: the end may have overwritten what it has read
+                for graph in self.graphs[:2]: graph.replay()
+                for _ in range(todo if self.cg else 0): self.graphs[2].replay()
+                out, rows, off, size, sums, transported, least = self.look(); left = max((ahead(row) for row in rows if row[STATE] == 0), default=None)
+                if left is None or (todo*PART + left)*self.each > 4*BUDGET: break
+                todo += max(1, math.ceil(1.05*left/PART))
+        residual = max((o/max(s, 1e-300) for o, s in zip(off, size)), default=0.)
+        if not all(map(math.isfinite, [*sums, *size, *off])) or least <= 0: return None       # not a number; or a point without weight, which the closing half sweep wants to know of
+        if any(row[STATE] != 1 for row in rows) or not self.cg and residual > self.tol: self.dear = True; return None
+        info = account(rows, self.tol) if self.cg else SolveInfo(self.steps, residual, max(size), True, "chebyshev")
+        info.residual, info.finite = max(info.residual, residual), True; self.blocks = math.ceil(1.1*info.n_iter/PART); took = info.n_iter*self.each; self.dear = took > .6*BUDGET
+        sol.cg_info, sol._size = info, transported/geom.eps
+        return dict(zip(self.names, out)), took
+
+def _once(v): return list({id(t): t for t in v.values()}.values())                               # one direction may move both sides
+def _which(v): once = [*map(id, _once(v))]; return {u: once.index(id(t)) for u, t in v.items()}
+
+def first_product(sol, v, out, dtype, cg, tol, max_iter, ridge): # solution, directions by name, names of the results; dtype of the results and options of `hvp`
+    "Products from the record of their shape, or None: for the first two solutions of a shape, where a solution has had its share, or where the long road is shorter."
+    p = sol.problem; loop = loop_for(p.geom) if cg and not ridge and max_iter >= 100 and max(t.numel() for t in v.values()) <= ROOM else None
+    if loop is None: return None
+    k = next(iter(v.values())).shape[-2 if next(iter(v)) in "ab" else -3]; strict = k > 1 and not p.symmetric and (tol < 1e-7 or min(p.a.shape[-1], p.b.shape[-1]) <= 8*WIDTH)
+    key = *_which(v).items(), *(t.dtype for t in v.values()), out, dtype, k, tol, p.rho_x, p.rho_y, p.symmetric, sol._offset is None
+    had = sol.__dict__.setdefault("_had", {}); mine = had.get(key)
+    if mine is None: # a solution that has not asked this before
+        mark = kept(loop.products, key, lambda: [0, None]); mark[0] += 1; mine = had[key] = [0, 0., mark if mark[0] > 2 and not strict else None]
+    if (mark := mine[2]) is None or mine[0] >= FIRST or mine[1] > BUDGET: return None
+    if mark[1] is None:
+        with loop.turn(): loop.load(p.geom, p.geom.constants(p)); mark[1] = FirstProduct(loop, sol, v, out, dtype, tol)
+    res = None if mark[1].dear else mark[1](loop, sol, v)
+    if res is None: mine[2] = None; return None
+    mine[0] += 1; mine[1] += res[1]
+    return res[0]
+
+TritonGeometry.first_product = lambda self, *args: first_product(*args)

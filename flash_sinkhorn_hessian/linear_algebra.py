@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .core import *
 from .solve import *
-from .solve import _linear_solver, _versions, _warn
+from .solve import _versions, _warn
 
 # %% ../nbs/17_linear_algebra.ipynb #6be26fd4
 def parameter_map(

@@ -134,17 +134,11 @@ def _reachable(i, xc, yc, dtype, worst=False):
     size = mean/i.eps*(40 if worst and not i.balanced and dtype != torch.float64 else 1)
     return _mass(i, worst)*torch.maximum(default_tol(dtype, size), default_tol(torch.float64, (mean + _mass_shift(i))/i.eps)).clamp_max(ENOUGH)     # potentials are float64, and scores do not see the constant
 
-def _transported(p, f, g):
-    "(...,) mean of f + g over the plan: the cost that is transported, and what entropy adds."
-    def side(p, f): w = torch.where(p.a > 0, p.a*log_target(p, f).exp(), 0.); return (w*torch.where(p.a > 0, f, 0.)).sum(-1), w.sum(-1)
-    (F, mass), (G, _) = side(p, f), side(p.T, g)
-    return (F + G)/mass.clamp_min(1e-250)
-
 def _content(i, xc, yc, dtype, p, f, g):
     "(...,) marginal errors that have to do where an error falls no further: between hard marginals half a unit in the last place of the cost that is transported, which is much if all mass has far to go."
     least = _reachable(i, xc, yc, dtype, True)
     if not i.balanced or dtype == torch.float64: return least
-    return torch.maximum(least, _mass(i)*(6e-8/i.eps*_transported(p, f, g)).clamp_max(ENOUGH))
+    return torch.maximum(least, _mass(i)*(6e-8/i.eps*Moments(p, f, g).transported).clamp_max(ENOUGH))
 
 def _together(tols): # (...,) tolerances
     "One tolerance for a batch, and the unit of each problem's error if they differ much; else None."
@@ -499,26 +493,32 @@ def _gradient(self, wrt:str="x") -> Tensor: # the shape of wrt
     return self._out(_grad(self, check_wrt(wrt, False)[0]))
 
 # %% ../nbs/10_solve.ipynb #a8915fad
-def _linear_solver(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
-    "The solver of the scaled system; factorisations are kept on the solution."
+def _options(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
+    "Options of a product, checked: by conjugate gradients, if a factorisation is at hand or worth its while?, and to which tolerance, in how many steps, with which ridge."
     if solver not in ("auto", "cg", "cholesky"): raise ValueError(f"solver must be 'auto', 'cg' or 'cholesky'; got {solver!r}")
     if isinstance(ridge, bool) or not isinstance(ridge, Real): raise TypeError(f"ridge must be a number; got {ridge!r}")
     if not 0 <= ridge < math.inf: raise ValueError(f"ridge must be finite and not negative; got {ridge}")
     tol = None if tol is None else check_positive("tol", tol)
     check_count("max_iter", max_iter)
-    p, s = sol.problem, sol._system
+    p = sol.problem
     small = p.geom.name == "dense" and min(p.a.shape[-1], p.b.shape[-1]) <= 2048
     loose = tol is not None and tol >= 1e-4 and p.a.shape[-1]*p.b.shape[-1] > FACTORISE and ridge not in sol._solvers   # a few steps do
-    if solver == "cg" or solver == "auto" and (loose or not small):
-        return ConjugateGradients(s, tol or (1e-12 if p.geom.x.dtype == torch.float64 else 1e-7), max_iter, ridge)
-    if ridge not in sol._solvers: sol._solvers[ridge] = factorise(s, ridge=ridge)
+    return solver == "cg" or solver == "auto" and (loose or not small), tol or (1e-12 if p.geom.x.dtype == torch.float64 else 1e-7), max_iter, ridge
+
+def _linear_solver(sol, cg, tol, max_iter, ridge):
+    "The solver of the scaled system; factorisations are kept on the solution."
+    if cg: return ConjugateGradients(sol._system, tol, max_iter, ridge)
+    if ridge not in sol._solvers: sol._solvers[ridge] = factorise(sol._system, ridge=ridge)
     return sol._solvers[ridge]
 
 def _hvp(sol, v, out, options, dtype=torch.float64): # v: dict of (..., k, ...) directions
     with sol._turn():
-        solver = _linear_solver(sol, **options)
-        res = hvp(sol._second, v, out, solver, sol._system, dtype)
-        sol.cg_info = getattr(solver, "info", None) or SolveInfo(0, 0., 1., True, "cholesky"); sol._solver = solver
+        options = _options(sol, **options); first = getattr(sol.problem.geom, "first_product", None); sol._solver = solver = None
+        res = first and first(sol, v, out, dtype, *options)             # a geometry may have a record for the first products at a point
+        if not res:
+            sol._solver = solver = _linear_solver(sol, *options)
+            res = hvp(sol._second, v, out, solver, sol._system, dtype)
+            sol.cg_info = getattr(solver, "info", None) or SolveInfo(0, 0., 1., True, "cholesky")
     if not sol.converged:
         _warn("this Hessian-vector product is taken at potentials that have not converged "
               f"(marginal_error {sol.marginal_error:.2g}): expect a relative error of that order over the spectral gap")
@@ -528,7 +528,7 @@ def _hvp(sol, v, out, options, dtype=torch.float64): # v: dict of (..., k, ...) 
 def _check_digits(sol):
     "Rounding of scores counts squared in second derivatives, a division by eps for each: say so where few digits are left."
     p, double = sol.problem, sol.problem.geom.x.dtype == torch.float64
-    lost = lasting(sol, "_size", lambda: _transported(p, sol._f, sol._g).abs().max().item()/p.eps)**2*(1.1e-16 if double else 6e-8)
+    lost = lasting(sol, "_size", lambda: sol.moments.transported.abs().max().item()/p.eps)**2*(1.1e-16 if double else 6e-8)
     if lost > .1:
         _warn(f"second derivatives have hardly a digit here: the costs that are transported are {sol._size:.1g} times eps, and rounding of scores counts squared. Expect relative errors of {min(lost, 1.):.1g} or more; use {'' if double else 'float64 or '}a larger eps.")
 
@@ -637,7 +637,7 @@ def _operator_method(self, wrt="x", **options): # options of `hvp`
     u, w = check_wrt(wrt)
     if self.inputs.x.ndim == 3: raise ValueError("hessian_operator takes one problem, not a batch")
     if wrong := set(options) - {"solver", "tol", "max_iter", "ridge"}: raise TypeError(f"hessian_operator takes the options of hvp: solver, tol, max_iter, ridge; got {', '.join(sorted(wrong))}")
-    _linear_solver(self, **options)                       # a wrong option is an error now, not in the first product
+    _options(self, **options)                             # a wrong option is an error now, not in the first product
     su, sw, x = _shape(self, u), _shape(self, w), self.inputs.x
     def product(u, w, sw):
         def real(V): # (size, k)

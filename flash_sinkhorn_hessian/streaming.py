@@ -685,6 +685,15 @@ def _iterate(self, p, f, g, k):
     return f, g, torch.stack(errs)
 StreamingGeometry.iterate = _iterate
 
+def _seconds(self):
+    "What an iteration takes of one core, roughly; inf where it is not the loop's."
+    if _library(self) is None or not (self.d <= self.INLINE or self.kept is not None): return math.inf
+    bytes = self.x.shape[-2]*self.width*self.x.element_size(); each = 1.2e-10 if bytes <= self.ROOM else 8e-10      # the kernel is kept, or computed anew
+    return max(1e-5, each*bytes*self.x.shape[:-2].numel())
+StreamingGeometry.seconds = property(_seconds)
+StreamingGeometry.patience = property(lambda self: 8 + int(.003/self.seconds), doc="iterations that take as long as a Newton step of few points, some three milliseconds of Python")
+StreamingGeometry.unseen = property(lambda self: 16 if self.seconds < 5e-5 else 4, doc="iterations between two looks at the errors, at most")
+
 # %% ../nbs/08_streaming.ipynb #35fb55bd
 def _walk(self, p, levels, start=None, last=False):
     "Symmetric steps, one at each of the regularisations `levels`, from a full update of zero potentials or from `start`, and a full update at the end (if `last`): potentials after the last step and before it, two each; None where there is no such loop."

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AHEAD', 'triton_ready', 'sized', 'other_sizes', 'half_steps', 'products', 'rehearse', 'recordable', 'version',
            'TritonGeometry', 'GraphMemory', 'capture_parts', 'capture', 'RecordedProduct', 'pow2', 'contract_kernel',
-           'combine_kernel', 'positive', 'Recorded', 'Shared', 'owned', 'fill', 'kept', 'Loop', 'loop_for',
-           'level_constants', 'Descent']
+           'combine_kernel', 'positive', 'Recorded', 'Shared', 'owned', 'fill', 'joined', 'apart', 'kept', 'Loop',
+           'loop_for', 'level_constants', 'Descent']
 
 # %% ../nbs/14_triton.ipynb #8c4136fa
 import ctypes, gc, math, threading, weakref
@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .core import *
 from .dual_energy import *
+from .gradient import *
 from .hvp import combine, contract
 from .kernels_softmin import *
 from .kernels_plan import *
@@ -127,11 +128,14 @@ class TritonGeometry(TwoSided):
     @property
     def unseen(self): return 64 if recordable(self.x) else 4    # iterations between two looks at the errors, at most
     @property
+    def seconds(self):
+        "What an iteration takes of the GPU, roughly."
+        d = self.x.shape[-1]; dear = 40 if self.x.dtype == torch.float64 else 1 if not self.exact else 2 if d <= 8 else 6   # float64, differences of coordinates
+        return max(7e-6, 8e-13*dear*self.x.shape[:-1].numel()*self.y.shape[-2]*(1 + d/64))
+    @property
     def patience(self):
         "Sinkhorn iterations that take as long as a Newton step of few points, some six milliseconds of the host."
-        if not recordable(self.x): return 8
-        d = self.x.shape[-1]; dear = 40 if self.x.dtype == torch.float64 else 1 if not self.exact else 2 if d <= 8 else 6   # float64, differences of coordinates
-        return 8 + int(.006/max(7e-6, 8e-13*dear*self.x.shape[:-1].numel()*self.y.shape[-2]*(1 + d/64)))
+        return 8 + int(.006/self.seconds) if recordable(self.x) else 8
     @property
     def exact(self):
         "Are differences needed, instead of expanded squares?"
@@ -417,14 +421,13 @@ def _self_step(self, p, f):
 # %% ../nbs/14_triton.ipynb #5c4ed060
 class Shared:
     "Buffers that problems of one shape share: one thread and one stream at a time."
-    def __init__(self): self.lock, self.done = threading.RLock(), None
+    def __init__(self): self.lock, self.stream = threading.RLock(), None
     @contextmanager
     def turn(self):
         with self.lock:
-            stream = torch.cuda.current_stream()
-            if self.done is not None: stream.wait_event(self.done)
-            yield
-            self.done = torch.cuda.Event(); self.done.record(stream)
+            now, before = torch.cuda.current_stream(), self.stream
+            if before is not None and before != now: now.wait_stream(before)
+            self.stream = now; yield
 
 def owned(
     ts, # tensors
@@ -436,7 +439,20 @@ def fill(
     mine, theirs, # lists of tensors
 ):
     "Copy one list into the other."
-    for t, s in zip(mine, theirs): t.copy_(s)
+    torch._foreach_copy_(list(mine), list(theirs))
+
+def joined(
+    ts, # tensors of one dtype
+) -> Tensor:
+    "All in one array, each from a multiple of 16 bytes on: one copy brings them out of a recording."
+    return torch.cat([s for t in ts for s in (t.flatten(), t.new_zeros(t.numel() % 2))])
+
+def apart(
+    t:Tensor, shapes, # what `joined` made, and of which shapes
+) -> list: # of views
+    "The parts again."
+    sizes = [s.numel() for s in shapes]; parts = t.split([k + k % 2 for k in sizes])
+    return [(p[:k] if k % 2 else p).view(s) for p, k, s in zip(parts, sizes, shapes)]
 
 def kept(
     store:OrderedDict, key, make, # a store of at most sixteen things, and how to make another one
@@ -450,7 +466,7 @@ def kept(
 class Loop(Shared):
     "Sinkhorn iterations for one shape of problem at one regularisation, as CUDA graphs."
     def __init__(self, geom):
-        super().__init__(); self.eps, self.exact, self.owner, self.setting, self.runs, self.ends = geom.eps, geom.exact, None, None, OrderedDict(), 0
+        super().__init__(); self.eps, self.exact, self.owner, self.setting, self.runs, self.last, self.products = geom.eps, geom.exact, None, None, OrderedDict(), OrderedDict(), OrderedDict()
         self.clouds = owned(geom.clouds())
         lay = lambda: prepare(*self.clouds[:2], self.eps, (0., 0.), self.exact, balance=self.clouds[2])
         lay(); self.lay, self.scores = capture(lay)
@@ -465,23 +481,33 @@ class Loop(Shared):
             self.load(geom, setting)
             def record():
                 pair = owned((f, g)); _run(self.scores, self.sides, *pair, 1, symmetric)
-                return pair, *capture(lambda: _run(self.scores, self.sides, *pair, steps, symmetric), self.lay)
-            pair, graph, out = kept(self.runs, (steps, symmetric), record); fill(pair, (f, g)); graph.replay()
-            return tuple(t.clone() for t in out)
+                def work(): out = _run(self.scores, self.sides, *pair, steps, symmetric); return joined(out), out
+                return pair, *capture(work, self.lay)
+            pair, graph, (out, parts) = kept(self.runs, (steps, symmetric), record); fill(pair, (f, g)); graph.replay()
+            return apart(out.clone(), [t.shape for t in parts])
 
-    def sums(self, geom, setting, f, g):
-        "(B, 1, n, 1 + d) as `TritonGeometry.sums`; None the first two times."
+    def twin(self, p):
+        "A function that makes the same problem on the buffers of this loop: anew in every recording, because what a problem and its geometry remember is computed there."
+        x, y, a, b = (t.shape for t in (p.geom.x, p.geom.y, p.a, p.b)); radii, rest = p.geom.radii, (p.rho_x, p.rho_y, p.symmetric)
+        def make():
+            geom = TritonGeometry(self.clouds[0].view(x), self.clouds[1].view(y), self.eps, radii); geom._scores = self.scores
+            for side in (geom, geom.T): side.ends = lambda m: None         # no record within a record
+            return Problem(geom, self.sides[0][2].view(a), self.sides[1][2].view(b), *rest)
+        return make
+
+    def ends(self, m):
+        "As `TritonGeometry.ends`; None the first two times."
+        run = kept(self.last, (m.p.rho_x, m.p.rho_y, m.p.symmetric, m.offset is None), lambda: [0]); run[0] += 1
+        if run[0] < 3: return None
+        inputs = [m.f, m.g] if m.offset is None else [m.f, m.g, m.offset]
         with self.turn():
-            if isinstance(self.ends, int): # so often asked
-                self.ends += 1
-                if self.ends < 3: return None
-            self.load(geom, setting)
-            if isinstance(self.ends, int):
-                pair = owned((f, g)); lb, y = self.sides[1][1], self.clouds[1]
-                work = lambda: plan_product(self.scores, pair[0]/self.eps, column_bias(self.scores, pair[1]/self.eps + lb), torch.cat([torch.ones_like(y[..., :1]), y], -1).double())    # as `Moments` does it, to the last bit
-                work(); self.ends = pair, *capture(work, self.lay)
-            pair, graph, out = self.ends; fill(pair, (f, g)); graph.replay()
-            return out.clone()
+            self.load(m.p.geom, m.p.geom.constants(m.p))
+            if len(run) == 1:
+                mine, make = owned(inputs), self.twin(m.p)
+                def work(): t = Moments(make(), *mine); out = t._sums, t.pull, t.gradient, t.energy; return joined(out), out
+                work(); run += [mine, *capture(work, self.lay)]
+            _, mine, graph, (out, parts) = run; fill(mine, inputs); graph.replay()
+            return apart(out.clone(), [t.shape for t in parts])
 
 _loops, _asked = OrderedDict(), OrderedDict()
 
@@ -505,11 +531,10 @@ def _constants(self, p): # as `_setting`, remembered
     return known[1]
 
 @_geometry
-def _sums(self, p, f, g):
-    "(..., n, 1 + d) rows of the plan over their weights, times one and the points of the second cloud, as a record that belongs to the shape; None where there is none, or where so many points keep the GPU busy while the host prepares."
+def _ends(self, m):
+    "Of moments of a problem on this geometry what a value and a gradient need: (..., n, 1 + d) rows of the plan over their weights, times one and the points of the second cloud; pull, gradient and energy. From a record that belongs to the shape; None where there is none, or where so many points keep the GPU busy while the host prepares."
     if self.x.shape[-2]*self.y.shape[-2] > 2**24 or torch.are_deterministic_algorithms_enabled() or (loop := loop_for(self)) is None: return None   # what later products know of it is not kept here, and changes their last bits
-    out = loop.sums(self, self.constants(p), self.flat(f), self.flat(g))
-    return None if out is None else out.reshape(*self.batch, -1, out.shape[-1])
+    return loop.ends(m)
 
 @_geometry
 def _iterate(self, p, f, g, steps):
@@ -563,9 +588,10 @@ class Descent(Shared):
         with self.turn():
             if self.graph is None:
                 self.args = owned(args)
-                self.graph, self.out = capture(lambda: self.work(*self.args))
-            fill(self.args, args); self.graph.replay()
-            return [t.clone() for t in self.out]
+                def work(): out = self.work(*self.args); return joined(out), out
+                self.graph, self.out = capture(work)
+            fill(self.args, args); self.graph.replay(); out, parts = self.out
+            return apart(out.clone(), [t.shape for t in parts])
 
 # %% ../nbs/14_triton.ipynb #5c4ed016
 _descents = OrderedDict()

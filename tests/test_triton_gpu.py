@@ -95,6 +95,26 @@ def test_solves_of_one_shape_by_records():
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always"); s = solve(x, y, eps=1e-4, max_iter=30); assert not s.converged and s.n_iter <= 40 and any(issubclass(t.category, ConvergenceWarning) for t in said)
 
+def test_first_products_from_the_record_of_their_shape():
+    "From the third solution of a shape on a first product is a record: every block, several directions, batches, relaxed, divergences; the long road with a weight of zero; more steps than the record has."
+    from flash_sinkhorn_hessian import divergence, solve
+    def case(n, m, d, eps, wrt, k=None, dtype=torch.float32, batch=(), kind=solve, bound=2e-5, used=True, zero=False, **kw):
+        for i in range(5):
+            gen = torch.Generator("cuda").manual_seed(i); u = lambda *s: torch.rand(*batch, *s, generator=gen, device="cuda", dtype=torch.float64); w = {"a": u(n) + .1, "b": u(m) + .1}
+            if zero: w["a"][..., 0] = 0
+            q = [t.to(dtype) for t in (u(n, d), u(m, d), *(t/t.sum(-1, keepdim=True) for t in w.values()))]; S = kind(*q, eps=eps, **kw); W = kind(*(t.double() for t in q), eps=eps, backend="dense", tol=1e-10, **kw)
+            v = torch.randn(*([k] if k else []), *batch, *{"x": (n, d), "y": (m, d), "a": (n,), "b": (m,)}[wrt[-1]], generator=gen, device="cuda", dtype=dtype); want = W.hvp(v.double(), wrt)
+            for r in (1, 2): assert (S.hvp(r*v, wrt) - r*want).norm() < bound*r*want.norm(), (n, m, d, wrt, k, i, r)
+            had = [h[0] for s in ([S] if kind is solve else [S.xy, S.xx, S.yy]) for h in s.__dict__.get("_had", {}).values()]; assert i < 2 or had and set(had) == {2 if used else 0}, (n, m, d, wrt, k, i, had)
+    for wrt in ("x", "y", ("x", "y"), ("x", "b")): case(500, 400, 3, .05, wrt)
+    case(400, 500, 3, .05, "a"); case(500, 400, 3, .05, "x", 5); case(500, 400, 3, .05, "x", 20); case(300, 200, 3, .05, "x", 2, batch=(3,)); case(700, 600, 16, .3, "x")
+    case(300, 400, 3, .05, "x", dtype=torch.float64, bound=1e-8); case(1000, 1100, 3, .01, "x", bound=2e-4)      # more than sixteen steps
+    case(500, 400, 3, .05, "x", reach=.5); case(500, 400, 3, .05, "a", reach_x=.5); case(500, 400, 3, .05, "x", zero=True, used=False); case(300, 400, 3, .05, "x", 3, dtype=torch.float64, bound=1e-8, used=False)
+    for wrt, k in (("x", None), ("a", None), ("x", 3)): case(500, 400, 3, .05, wrt, k, kind=divergence, bound=1e-4)
+    x, y = (torch.rand(500, 3, device="cuda") for _ in range(2)); S = solve(x, y, eps=.05); v = torch.randn_like(x); v[0, 0] = math.nan
+    try: S.hvp(v); assert False
+    except ValueError as e: assert "v must be finite" in str(e)
+
 def test_products_that_look_ahead():
     "Sixty-four columns at a known maximum, on a Hopper card in flight beside the powers of two: every form of the scores, odd sizes, weights of zero, batches, rows of any magnitude."
     from flash_sinkhorn_hessian.dual_energy import DenseGeometry
