@@ -222,7 +222,7 @@ def solve_dual(
     dense = can and (p.a.shape[-1]*p.b.shape[-1] <= 1 << 20 or p.geom.name == "dense")                  # at once, or only if conjugate gradients do not get there
     radius = lambda x: x.double().norm(dim=-1).max().item()
     levels = [p.eps] if init else eps_schedule(p.eps, (radius(p.geom.x) + radius(p.geom.y))**2)
-    patience = pace(p)[1] if newton else math.inf        # iterations that a Newton step is worth
+    patience = pace(p)[1] if newton else math.inf; few = patience if p.geom.x.device.type != "cpu" else 8       # iterations that a Newton step is worth
     fine = dense and len(levels) > 11        # a point without a partner is an error of its weight: far down, a level is to see it
     def climb(levels, f, g, max_iter=max_iter, fine=fine):
         before = None
@@ -232,7 +232,7 @@ def solve_dual(
                 w = (levels[k-1] - eps) / (levels[k-2] - levels[k-1])
                 f, g, before = f + w*(f - before[0]), g + w*(g - before[1]), (f, g)
             else: before = (f, g)
-            f, g, e = _sinkhorn_phase(q, f, g, goal, max_iter, info, watch, patience, unit)
+            f, g, e = _sinkhorn_phase(q, f, g, goal, max_iter, info, watch, patience if last or not newton else few, unit)
             if newton and not p.symmetric and not e <= goal:
                 f, g, e = _newton_phase(q, f, g, goal, max_iter, info, watch, dense, reduce, unit)
                 if can and not dense and not e <= goal and info.n_iter < max_iter: info.stalled = False; f, g, e = _newton_phase(q, f, g, goal, max_iter, info, watch, True, unit=unit)
@@ -247,7 +247,7 @@ def solve_dual(
     info.n_iter += (2*len(levels) + 1)*(down is not None); again = dense and not fine and newton and not p.symmetric
     ways = [(levels[-1:], down, False, 0.)]*(down is not None) + [(levels, zeros, False, 1e-5)]*again + [(levels, zeros, fine or again, math.inf)]
     for path, start, careful, enough in ways:         # each but the last may end with a point without its partners, or worse, and then a slower one is tried
-        f, g = climb(path, *start, max_iter if enough == math.inf or not newton or p.symmetric else min(max_iter, info.n_iter + 300 + int(2*patience)), careful); e = info.marginal_error
+        f, g = climb(path, *start, max_iter if enough == math.inf or not newton or p.symmetric else min(max_iter, info.n_iter + 300 + int(2*few)), careful); e = info.marginal_error
         if best is None or e <= best[2] or math.isnan(best[2]): best = f, g, e, info.stalled
         if e <= max(100*tol, enough) or info.n_iter >= max_iter: break
     f, g, info.marginal_error, info.stalled = best; info.converged = info.marginal_error <= tol
