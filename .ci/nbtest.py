@@ -1,19 +1,15 @@
 """Run every notebook's inline tests, each notebook in a process of its own, `--workers` at a time.
 
-A process each: one notebook's default dtype, seed or monkey patch must not reach the next. Cells flagged `#| slow`
+A process each: one notebook's default dtype, seed or monkey patch must not reach the next. They are forked from one
+that has imported PyTorch and the like, which takes three seconds a notebook. Cells flagged `#| slow`
 or `#| cuda` are skipped unless named in `--flags`; `cuda` is added by itself where PyTorch sees a GPU.
 """
-import argparse, functools, os, subprocess, sys, time
+import argparse, functools, multiprocessing.forkserver, os, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = """
-import sys; from pathlib import Path; from nbdev.config import get_config; from nbdev.test import test_nb
-cfg = get_config(path='.')
-passed, _ = test_nb(Path(sys.argv[1]), skip_flags=cfg.tst_flags.split(), force_flags=sys.argv[2:], basepath=cfg.config_path)
-sys.exit(not passed)
-"""
+PRELOAD = 'nbdev.test', 'nbdev.showdoc', 'torch', 'scipy.sparse.linalg', 'matplotlib.pyplot'    # what nearly every notebook imports, and nothing of this package
 
 def notebooks(root, only=()):
     "The notebooks under nbs/ of the tree at `root`, or those whose path contains one of `only`"
@@ -26,19 +22,32 @@ def has_gpu():
     code = 'import sys, torch; sys.exit(not torch.cuda.is_available())'
     return not subprocess.run([sys.executable, '-c', code], stderr=subprocess.DEVNULL).returncode
 
-def run_notebook(path, root, flags, threads, timeout):
+def server(root, threads):
+    "A process that has imported what takes long and forks when a notebook is to be run."
+    ways, before = multiprocessing.get_context('forkserver'), dict(os.environ); ways.set_forkserver_preload(list(PRELOAD))
+    os.environ.update({'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'} | before | {'PYTHONPATH': str(root), 'IN_TEST': '1', 'MPLBACKEND': 'Agg'})    # XLA compiles for most of the time that JAX takes here
+    os.environ.update({k: str(threads) for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')})
+    try: multiprocessing.forkserver.ensure_running()
+    finally: os.environ.clear(); os.environ.update(before)
+    return ways
+
+def child(path, root, flags, threads, log):
+    "In a process of its own: run one notebook. All that it prints goes into a file."
+    out = os.open(log, os.O_WRONLY | os.O_APPEND); os.dup2(out, 1); os.dup2(out, 2)
+    os.chdir(root); os.environ['PYTHONPATH'] = str(root); sys.path.insert(0, str(root))
+    import torch; from nbdev.config import get_config; from nbdev.test import test_nb
+    torch.set_num_threads(threads); cfg = get_config(path='.')
+    passed, _ = test_nb(path, skip_flags=cfg.tst_flags.split(), force_flags=list(flags), basepath=cfg.config_path)
+    sys.exit(not passed)
+
+def run_notebook(ways, path, root, flags, threads, timeout):
     "Run one notebook; returns its path, whether it passed, the seconds it took and what it printed."
-    env = {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'} | os.environ | {'PYTHONPATH': str(root), 'IN_TEST': '1', 'MPLBACKEND': 'Agg'}    # XLA compiles for most of the time that JAX takes here
-    env |= {k: str(threads) for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')}
     start = time.time()
-    try:
-        done = subprocess.run([sys.executable, '-c', RUN, str(path), *flags], cwd=root, env=env, text=True, timeout=timeout,
-                              errors='replace', stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        passed, text = done.returncode == 0, done.stdout
-    except subprocess.TimeoutExpired as e:
-        out = e.stdout.decode(errors='replace') if isinstance(e.stdout, bytes) else e.stdout or ''
-        passed, text = False, f'{out}\nstopped after {timeout} s'
-    return path, passed, time.time() - start, text
+    with tempfile.NamedTemporaryFile() as log:
+        run = ways.Process(target=child, args=(path, root, flags, threads, log.name)); run.start(); run.join(timeout)
+        if late := run.is_alive(): run.kill(); run.join()
+        text = Path(log.name).read_text(errors='replace') + f'\nstopped after {timeout} s'*late
+    return path, run.exitcode == 0, time.time() - start, text
 
 def main(root=ROOT, only=(), workers=2, flags=(), timeout=300):
     "Run the notebooks, report each as it ends, and return 1 if any failed or none was found."
@@ -47,9 +56,9 @@ def main(root=ROOT, only=(), workers=2, flags=(), timeout=300):
     flags = [*flags, *(['cuda'] if 'cuda' not in flags and has_gpu() else [])]
     threads = max(1, (os.cpu_count() or 1) // workers)
     print(f'Testing {len(nbs)} notebooks, {workers} at a time, {threads} thread(s) each, flags: {" ".join(flags) or "none"}', flush=True)
-    failed, start = [], time.time()
+    failed, start, ways = [], time.time(), server(root, threads)
     with ThreadPoolExecutor(workers) as pool:
-        jobs = [pool.submit(run_notebook, p, root, flags, threads, timeout) for p in reversed(nbs)]    # the first notebooks are the shortest: at the end no worker waits long for the other
+        jobs = [pool.submit(run_notebook, ways, p, root, flags, threads, timeout) for p in reversed(nbs)]    # the first notebooks are the shortest: at the end no worker waits long for the other
         for i, job in enumerate(as_completed(jobs), 1):
             path, passed, seconds, text = job.result()
             name = path.relative_to(root)

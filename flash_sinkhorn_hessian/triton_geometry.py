@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AHEAD', 'triton_ready', 'sized', 'other_sizes', 'half_steps', 'products', 'rehearse', 'recordable', 'version',
-           'TritonGeometry', 'GraphMemory', 'capture_parts', 'capture', 'RecordedProduct', 'pow2', 'contract_kernel',
-           'combine_kernel', 'positive', 'Recorded', 'Shared', 'owned', 'fill', 'joined', 'apart', 'kept', 'Loop',
-           'loop_for', 'level_constants', 'Descent']
+           'TritonGeometry', 'GraphMemory', 'capture_parts', 'capture', 'owned', 'RecordedProduct', 'pow2',
+           'contract_kernel', 'combine_kernel', 'positive', 'Recorded', 'Shared', 'fill', 'joined', 'apart', 'kept',
+           'Loop', 'loop_for', 'level_constants', 'Descent']
 
 # %% ../nbs/14_triton.ipynb #8c4136fa
 import ctypes, gc, math, threading, weakref
@@ -209,6 +209,12 @@ def capture(fn, beside=None):
     "The same for a function of no arguments, in one part: the graph, and its static result; in the memory of the graph `beside`, if each result is taken away before the other is replayed."
     (graph,), out = capture_parts(lambda cut: fn(), beside)
     return graph, out
+
+def owned(
+    ts, # tensors
+) -> list: # of copies
+    "Buffers that can be written to for ever, also if they were made inside `torch.inference_mode`."
+    with torch.inference_mode(False): return [t.clone() for t in ts]
 
 class RecordedProduct:
     "A product by a fixed kernel as a CUDA graph; becomes one when it has been asked for three times."
@@ -428,12 +434,6 @@ class Shared:
             now, before = torch.cuda.current_stream(), self.stream
             if before is not None and before != now: now.wait_stream(before)
             self.stream = now; yield
-
-def owned(
-    ts, # tensors
-) -> list: # of copies
-    "Buffers that can be written to for ever, also if they were made inside `torch.inference_mode`."
-    with torch.inference_mode(False): return [t.clone() for t in ts]
 
 def fill(
     mine, theirs, # lists of tensors
