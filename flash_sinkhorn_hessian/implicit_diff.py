@@ -6,6 +6,7 @@
 __all__ = ['ScaledSystem', 'DenseSchur', 'factorise']
 
 # %% ../nbs/04_implicit_diff.ipynb #562a31c4
+from copy import copy
 from functools import cached_property
 
 import torch
@@ -34,7 +35,13 @@ class ScaledSystem(TwoSided):
         return bool((self.root > 0).all())
     def N(self, s):
         "(..., n, k) N times the columns s (..., m, k): one pass"
+        if (array := self.__dict__.get("array")) is not None: return (array @ s.to(array.dtype)).double()
         return self.p.geom.apply(self.bias, self.T.bias, s)
+    def held(self):
+        "The same system with N as an array in single precision, for many products of which six digits are enough; its geometry must offer `plan`."
+        one = copy(self); other = two_way.tie(one, copy(self.T))
+        one.array = self.p.geom.plan(self.bias, self.T.bias).float(); other.array = one.array.mT
+        return one
     @cached_property
     def null(self):
         "(..., n, 1) unit singular vector of the singular value one; None if a marginal is relaxed"

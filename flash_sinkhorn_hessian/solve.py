@@ -507,7 +507,9 @@ def _options(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
 
 def _linear_solver(sol, cg, tol, max_iter, ridge):
     "The solver of the scaled system; factorisations are kept on the solution."
-    if cg: return ConjugateGradients(sol._system, tol, max_iter, ridge)
+    if cg:
+        p = sol.problem; hold = tol >= 1e-4 and p.geom.name == "dense" and p.a.numel()*p.b.shape[-1] <= DENSE_LIMIT
+        return ConjugateGradients(lasting(sol, "_held", sol._system.held) if hold else sol._system, tol, max_iter, ridge)
     if ridge not in sol._solvers: sol._solvers[ridge] = factorise(sol._system, ridge=ridge)
     return sol._solvers[ridge]
 
