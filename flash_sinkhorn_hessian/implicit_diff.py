@@ -40,7 +40,8 @@ class ScaledSystem(TwoSided):
     def held(self):
         "The same system with N as an array in single precision, for many products of which six digits are enough; its geometry must offer `plan`."
         one = copy(self); other = two_way.tie(one, copy(self.T))
-        one.array = self.p.geom.plan(self.bias, self.T.bias).float(); other.array = one.array.mT
+        single = getattr(self.p.geom, "single", None) or (lambda u, v: self.p.geom.plan(u, v).float())      # a geometry may have a quicker way
+        one.array = single(self.bias, self.T.bias); other.array = one.array.mT
         return one
     @cached_property
     def null(self):

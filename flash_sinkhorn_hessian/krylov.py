@@ -628,12 +628,14 @@ TritonGeometry.recorded = TritonSparse.recorded = lambda self, s, key, fn, *tens
 # %% ../nbs/16_krylov.ipynb #b51d2b51
 FIRST, BUDGET = 16, .016   # products at a point that are taken from the record of their shape, and what they may take of the GPU, in seconds
 
+def _once(v): return list({id(t): t for t in v.values()}.values())                               # one direction may move both sides
+def _which(v): once = [*map(id, _once(v))]; return {u: once.index(id(t)) for u, t in v.items()}
+
 class FirstProduct:
     "Hessian-vector products for one shape of problem as CUDA graphs into which potentials and directions are loaded."
     def __init__(self, loop, sol, v, out, dtype, tol): # the shape's loop, its points those of the solution; the rest as for `first_product`
         self.tol, self.names, self.blocks, self.each, self.dear = tol, out, 1, sol.problem.geom.seconds, False
-        self.inputs = owned(self._inputs(sol, v)); own = self.inputs[:len(self._inputs(sol, {}))]; moved = self.inputs[len(own):]; make = loop.twin(sol.problem)
-        which = _which(v)
+        self.inputs = owned(self._inputs(sol, v)); own = self.inputs[:len(self._inputs(sol, {}))]; moved = self.inputs[len(own):]; make, which = loop.twin(sol.problem), _which(v)
         def work(cut):
             m = Moments(make(), *own); s = ScaledSystem(m); s.full = s.T.full = True; p = s.p; solver = ConjugateGradients(s, tol); solver.blind = True
             def whole(s, key, k, fn, solver, tensors, same): # what `hvp` asks a geometry for
@@ -670,30 +672,29 @@ class FirstProduct:
                 todo += max(1, math.ceil(1.05*left/PART))
         residual = max((o/max(s, 1e-300) for o, s in zip(off, size)), default=0.)
         if not all(map(math.isfinite, [*sums, *size, *off])) or least <= 0: return None       # not a number; or a point without weight, which the closing half sweep wants to know of
-        if any(row[STATE] != 1 for row in rows) or not self.cg and residual > self.tol: self.dear = True; return None
+        self.dear = left is not None                       # steps without end
+        if any(row[STATE] != 1 for row in rows) or not self.cg and residual > self.tol: return None
         info = account(rows, self.tol) if self.cg else SolveInfo(self.steps, residual, max(size), True, "chebyshev")
         info.residual, info.finite = max(info.residual, residual), True; self.blocks = math.ceil(1.1*info.n_iter/PART); took = info.n_iter*self.each; self.dear = took > .6*BUDGET
         sol.cg_info, sol._size = info, transported/geom.eps
         return dict(zip(self.names, out)), took
 
-def _once(v): return list({id(t): t for t in v.values()}.values())                               # one direction may move both sides
-def _which(v): once = [*map(id, _once(v))]; return {u: once.index(id(t)) for u, t in v.items()}
-
+# %% ../nbs/16_krylov.ipynb #b8510e01
 def first_product(sol, v, out, dtype, cg, tol, max_iter, ridge): # solution, directions by name, names of the results; dtype of the results and options of `hvp`
     "Products from the record of their shape, or None: for the first two solutions of a shape, where a solution has had its share, or where the long road is shorter."
     p = sol.problem; loop = loop_for(p.geom) if cg and not ridge and max_iter >= 100 and max(t.numel() for t in v.values()) <= ROOM else None
     if loop is None: return None
     k = next(iter(v.values())).shape[-2 if next(iter(v)) in "ab" else -3]; strict = k > 1 and not p.symmetric and (tol < 1e-7 or min(p.a.shape[-1], p.b.shape[-1]) <= 8*WIDTH)
     key = *_which(v).items(), *(t.dtype for t in v.values()), out, dtype, k, tol, p.rho_x, p.rho_y, p.symmetric, sol._offset is None
-    had = sol.__dict__.setdefault("_had", {}); mine = had.get(key)
-    if mine is None: # a solution that has not asked this before
-        mark = kept(loop.products, key, lambda: [0, None]); mark[0] += 1; mine = had[key] = [0, 0., mark if mark[0] > 2 and not strict else None]
-    if (mark := mine[2]) is None or mine[0] >= FIRST or mine[1] > BUDGET: return None
-    if mark[1] is None:
-        with loop.turn(): loop.load(p.geom, p.geom.constants(p)); mark[1] = FirstProduct(loop, sol, v, out, dtype, tol)
-    res = None if mark[1].dear else mark[1](loop, sol, v)
-    if res is None: mine[2] = None; return None
-    mine[0] += 1; mine[1] += res[1]
+    firsts = sol.__dict__.setdefault("_firsts", {}); tally = firsts.get(key)
+    if tally is None: # a solution that has not asked this before: products from the record, seconds, and what its shape has, how many solutions asked and the record
+        shared = kept(loop.products, key, lambda: [0, None]); shared[0] += 1; tally = firsts[key] = [0, 0., shared if shared[0] > 2 and not strict else None]
+    if (shared := tally[2]) is None or tally[0] >= FIRST or tally[1] > BUDGET: return None
+    if shared[1] is None:
+        with loop.turn(): loop.load(p.geom, p.geom.constants(p)); shared[1] = FirstProduct(loop, sol, v, out, dtype, tol)
+    res = None if shared[1].dear else shared[1](loop, sol, v)
+    if res is None: tally[2] = None; return None         # this solution does not ask again
+    tally[0] += 1; tally[1] += res[1]
     return res[0]
 
 TritonGeometry.first_product = lambda self, *args: first_product(*args)

@@ -734,3 +734,8 @@ class CompiledGeometry(StreamingGeometry):
         if self.x.ndim == 3: return self.whole.plan(u, v)
         (uh, ul), (vh, vl) = split(u, self.dtype), split(v, self.dtype)
         return torch.cat([kernel_strip(self, uh, vh, i, j)*vl for i, j in self.strips()])*ul[:, None]
+    def single(self, u, v):
+        "(..., n, m) the same in float32"
+        if self.x.ndim == 3: return self.whole.plan(u, v).float()
+        (uh, ul), (vh, vl) = split(u, torch.float32), split(v, torch.float32)
+        return torch.cat([kernel_strip(self.rough, uh, vh, i, j) for i, j in self.rough.strips()]).mul_(vl.float()).mul_(ul.float()[:, None])

@@ -114,9 +114,9 @@ for n, m, wrt, kind, kw in ((4, 3, ("x", "b"), solve, dict(reach=.5)), (3, 3, "x
         if i < 2: assert [ask(t, one) for t, one in zip(own, asked)] == [None]*len(own)     # so often the long road
     for r in (1, 2):
         got, want = S.hvp(r*v, wrt, tol=1e-3), r*D.hvp(v.double(), wrt); close(got, want, 2e-3)
-        for t in own: assert [h[0] for h in t._had.values()] == [r] and t.cg_info.converged and t.cg_info.finite, (r, t._had, t.cg_info)
+        for t in own: assert [h[0] for h in t._firsts.values()] == [r] and t.cg_info.converged and t.cg_info.finite, (r, t._firsts, t.cg_info)
     if kind is divergence: assert S.xx.cg_info.method == "chebyshev"
     else:
-        assert ask(S, asked[0], 1e-2) is None and [h[0] for h in S._had.values()] == [2, 0]                          # another question
-        q["a"][0] = 0; q["a"] /= q["a"].sum(); gpu.clear(); Z = solve(*q.values(), eps=.15, tol=1e-3, backend="triton", **kw); gpu.append(1); assert ask(Z, asked[0]) is None and len(Z._had) == 1      # a point without weight
+        assert ask(S, asked[0], 1e-2) is None and [h[0] for h in S._firsts.values()] == [2, 0]                          # another question
+        q["a"][0] = 0; q["a"] /= q["a"].sum(); gpu.clear(); Z = solve(*q.values(), eps=.15, tol=1e-3, backend="triton", **kw); gpu.append(1); assert ask(Z, asked[0]) is None and len(Z._firsts) == 1      # a point without weight
 ''')

@@ -105,7 +105,7 @@ def test_first_products_from_the_record_of_their_shape():
             q = [t.to(dtype) for t in (u(n, d), u(m, d), *(t/t.sum(-1, keepdim=True) for t in w.values()))]; S = kind(*q, eps=eps, **kw); W = kind(*(t.double() for t in q), eps=eps, backend="dense", tol=1e-10, **kw)
             v = torch.randn(*([k] if k else []), *batch, *{"x": (n, d), "y": (m, d), "a": (n,), "b": (m,)}[wrt[-1]], generator=gen, device="cuda", dtype=dtype); want = W.hvp(v.double(), wrt)
             for r in (1, 2): assert (S.hvp(r*v, wrt) - r*want).norm() < bound*r*want.norm(), (n, m, d, wrt, k, i, r)
-            had = [h[0] for s in ([S] if kind is solve else [S.xy, S.xx, S.yy]) for h in s.__dict__.get("_had", {}).values()]; assert i < 2 or had and set(had) == {2 if used else 0}, (n, m, d, wrt, k, i, had)
+            had = [h[0] for s in ([S] if kind is solve else [S.xy, S.xx, S.yy]) for h in s.__dict__.get("_firsts", {}).values()]; assert i < 2 or had and set(had) == {2 if used else 0}, (n, m, d, wrt, k, i, had)
     for wrt in ("x", "y", ("x", "y"), ("x", "b")): case(500, 400, 3, .05, wrt)
     case(400, 500, 3, .05, "a"); case(500, 400, 3, .05, "x", 5); case(500, 400, 3, .05, "x", 20); case(300, 200, 3, .05, "x", 2, batch=(3,)); case(700, 600, 16, .3, "x")
     case(300, 400, 3, .05, "x", dtype=torch.float64, bound=1e-8); case(1000, 1100, 3, .01, "x", bound=2e-4)      # more than sixteen steps
