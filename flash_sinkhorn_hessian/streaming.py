@@ -688,8 +688,8 @@ StreamingGeometry.iterate = _iterate
 def _seconds(self):
     "What an iteration takes of one core, roughly; inf where it is not the loop's."
     if _library(self) is None or not (self.d <= self.INLINE or self.kept is not None): return math.inf
-    bytes = self.x.shape[-2]*self.width*self.x.element_size(); each = 1.2e-10 if bytes <= self.ROOM else 8e-10      # the kernel is kept, or computed anew
-    return max(3e-5, each*bytes*self.x.shape[:-2].numel())
+    size = self.x.shape[-2]*self.width*self.x.element_size(); each = 1.2e-10 if size <= self.ROOM else 8e-10      # the kernel is kept, or computed anew
+    return max(3e-5, each*size*self.x.shape[:-2].numel())
 StreamingGeometry.seconds = property(_seconds)
 StreamingGeometry.patience = property(lambda self: 8 + int(.003/self.seconds), doc="iterations that take as long as a Newton step of few points, some three milliseconds of Python")
 StreamingGeometry.unseen = property(lambda self: 16 if self.seconds < 5e-5 else 4, doc="iterations between two looks at the errors, at most")
