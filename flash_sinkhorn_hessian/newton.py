@@ -222,7 +222,7 @@ def solve_dual(
     dense = can and (p.a.shape[-1]*p.b.shape[-1] <= 1 << 20 or p.geom.name == "dense")                  # at once, or only if conjugate gradients do not get there
     radius = lambda x: x.double().norm(dim=-1).max().item()
     levels = [p.eps] if init else eps_schedule(p.eps, (radius(p.geom.x) + radius(p.geom.y))**2)
-    patience = pace(p)[1] if newton else math.inf; few = patience if p.geom.x.device.type != "cpu" else 8       # iterations that a Newton step is worth
+    patience = pace(p)[1] if newton else math.inf; few = patience if p.geom.x.device.type != "cpu" else 8       # iterations that a Newton step is worth, at the last level and before it
     fine = dense and len(levels) > 11        # a point without a partner is an error of its weight: far down, a level is to see it
     def climb(levels, f, g, max_iter=max_iter, fine=fine):
         before = None

@@ -494,7 +494,7 @@ def _gradient(self, wrt:str="x") -> Tensor: # the shape of wrt
 
 # %% ../nbs/10_solve.ipynb #a8915fad
 def _options(sol, solver="auto", tol=None, max_iter=1000, ridge=0.):
-    "Options of a product, checked: by conjugate gradients, if a factorisation is at hand or worth its while?, and to which tolerance, in how many steps, with which ridge."
+    "Options of a product, checked and completed: by conjugate gradients or a factorisation, tolerance, most steps, ridge."
     if solver not in ("auto", "cg", "cholesky"): raise ValueError(f"solver must be 'auto', 'cg' or 'cholesky'; got {solver!r}")
     if isinstance(ridge, bool) or not isinstance(ridge, Real): raise TypeError(f"ridge must be a number; got {ridge!r}")
     if not 0 <= ridge < math.inf: raise ValueError(f"ridge must be finite and not negative; got {ridge}")
