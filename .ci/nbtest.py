@@ -7,6 +7,7 @@ or `#| cuda` are skipped unless named in `--flags`; `cuda` is added by itself wh
 import argparse, functools, multiprocessing.forkserver, os, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from quick import interpreter, xla
 
 ROOT = Path(__file__).resolve().parent.parent
 PRELOAD = 'nbdev.test', 'nbdev.showdoc', 'torch', 'scipy.sparse.linalg', 'matplotlib.pyplot'    # what nearly every notebook imports, and nothing of this package
@@ -25,7 +26,7 @@ def has_gpu():
 def server(root, threads):
     "A process that has imported what takes long and forks when a notebook is to be run."
     ways, before = multiprocessing.get_context('forkserver'), dict(os.environ); ways.set_forkserver_preload(list(PRELOAD))
-    os.environ.update({'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'} | before | {'PYTHONPATH': str(root), 'IN_TEST': '1', 'MPLBACKEND': 'Agg'})    # XLA compiles for most of the time that JAX takes here
+    os.environ.update(xla() | before | {'PYTHONPATH': str(root), 'IN_TEST': '1', 'MPLBACKEND': 'Agg'})
     os.environ.update({k: str(threads) for k in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS')})
     try: multiprocessing.forkserver.ensure_running()
     finally: os.environ.clear(); os.environ.update(before)
@@ -36,6 +37,7 @@ def child(path, root, flags, threads, log):
     out = os.open(log, os.O_WRONLY | os.O_APPEND); os.dup2(out, 1); os.dup2(out, 2)
     os.chdir(root); os.environ['PYTHONPATH'] = str(root); sys.path.insert(0, str(root))
     import torch; from nbdev.config import get_config; from nbdev.test import test_nb
+    if 'TRITON_INTERPRET' in path.read_text() and not torch.cuda.is_available(): os.environ['TRITON_INTERPRET'] = '1'; interpreter()    # before Triton is imported
     torch.set_num_threads(threads); cfg = get_config(path='.')
     passed, _ = test_nb(path, skip_flags=cfg.tst_flags.split(), force_flags=list(flags), basepath=cfg.config_path)
     sys.exit(not passed)

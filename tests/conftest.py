@@ -2,8 +2,9 @@
 import gc, os
 
 import pytest
+from quick import xla
 
-os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')     # XLA compiles for most of the time that tests of JAX take; one of them, in a process of its own, compiles as users do
+os.environ.update(xla() | os.environ)     # one test of JAX, in a process of its own, compiles as users do
 
 def pytest_addoption(parser):
     parser.addoption('--slow', action='store_true', help='run the tests marked slow, too')

@@ -1,11 +1,10 @@
 """Recorded products without a GPU: a CUDA graph is replaced by a function that runs again, kernels by Triton's interpreter. What this tests is the host's part: when a product is recorded, what is read in the end, and what is said."""
-import subprocess, sys
 import pytest
+from quick import interpreted
 
 pytest.importorskip("triton")
 
 CODE = r'''
-import os; os.environ["TRITON_INTERPRET"] = "1"
 import inspect, math, torch
 import flash_sinkhorn_hessian.krylov as K, flash_sinkhorn_hessian.kernels_truncated as kt, flash_sinkhorn_hessian.truncated as tr
 from flash_sinkhorn_hessian import divergence, solve
@@ -44,7 +43,7 @@ def problem(n, m, d, eps, **kw):
 def close(got, want, tol=2e-4): assert (got.double() - want).norm() < tol*want.norm(), ((got.double() - want).norm()/want.norm()).item()
 '''
 def run(body):
-    done = subprocess.run([sys.executable, "-c", CODE + body], capture_output=True, text=True, timeout=250)
+    done = interpreted(CODE + body)
     assert not done.returncode, done.stdout + done.stderr[-3000:]
 
 def test_recorded_products_agree_with_the_dense_hessian():

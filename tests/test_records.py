@@ -1,6 +1,7 @@
 """What is recorded on a GPU, with a stand-in for CUDA graphs that runs the work again into the same buffers: loading and bookkeeping are those of a GPU, the kernels run in Triton's interpreter."""
-import importlib.util, os, subprocess, sys
+import importlib.util
 import pytest
+from quick import interpreted
 
 SCRIPT = r'''
 import math, warnings
@@ -56,5 +57,5 @@ print("records", len(made), "replays", len(replays), "ok")
 
 def test_records_with_a_stand_in_for_graphs():
     if importlib.util.find_spec("triton") is None: pytest.skip("no Triton")
-    run = subprocess.run([sys.executable, "-c", SCRIPT], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    run = interpreted(SCRIPT)
     assert run.returncode == 0 and run.stdout.strip().endswith("ok"), run.stdout + run.stderr

@@ -1,6 +1,7 @@
 """Unequal totals under penalties that hardly bend, and totals far from one: the constant between the potentials is thousands of eps."""
-import itertools, os, subprocess, sys, warnings
+import itertools, warnings
 import pytest, torch
+from quick import interpreted
 
 from flash_sinkhorn_hessian import divergence, solve
 
@@ -76,7 +77,7 @@ def test_few_digits_are_said(dtype, eps, said):
         assert any('hardly a digit' in str(o.message) for o in w) == said
 
 TRITON = '''
-import sys, torch, warnings; sys.path.insert(0, 'tests'); torch.set_num_threads(1)
+import torch, warnings; torch.set_num_threads(1)
 from test_stiff_penalties import problem, relative
 from flash_sinkhorn_hessian import solve
 for reach in (300.,):
@@ -92,7 +93,7 @@ print("ok")
 
 def test_triton_kernels():
     pytest.importorskip('triton')
-    run = subprocess.run([sys.executable, '-c', TRITON], env={**os.environ, 'TRITON_INTERPRET': '1'}, capture_output=True, text=True, cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    run = interpreted(TRITON)
     assert run.returncode == 0 and run.stdout.strip().endswith('ok'), run.stdout + run.stderr
 
 def scattered(size, dtype, n=18, m=20, seed=18):

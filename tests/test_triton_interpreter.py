@@ -1,6 +1,7 @@
 """Every Triton kernel against the dense geometry, in Triton's interpreter on the CPU (on a GPU test_triton_gpu.py runs the same checks compiled)."""
-import importlib.util, os, subprocess, sys
+import importlib.util, subprocess, sys
 import pytest
+from quick import interpreted
 
 CHECKS = r'''
 import math, warnings, torch
@@ -53,8 +54,7 @@ def all_checks():
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed (pip install triton==3.6.0)")
 def test_kernels_in_the_interpreter():
-    env = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    r = subprocess.run([sys.executable, "-c", CHECKS + "\nall_checks()"], env=env, capture_output=True, text=True)
+    r = interpreted(CHECKS + "\nall_checks()")
     assert r.returncode == 0 and "all checks passed" in r.stdout, r.stdout + r.stderr[-3000:]
 
 def test_chained_kernels_wait_for_their_turn():
