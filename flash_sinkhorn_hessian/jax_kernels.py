@@ -92,7 +92,7 @@ def solved(
     key = [x, y, a, b, eps, tol]
     with _lock:
         for k, (t, known, sol) in enumerate(_recent):
-            if t == task and all(r.shape == s.shape and r.dtype == s.dtype and torch.equal(r, s) for r, s in zip(key, known)): break
+            if t == task and all((r.shape, r.dtype, r.device) == (s.shape, s.dtype, s.device) and torch.equal(r, s) for r, s in zip(key, known)): break
         else:
             reach = lambda rho: None if math.isinf(rho) else math.sqrt(rho)
             make, k = divergence if task.debias else solve, len(_recent)
