@@ -244,7 +244,7 @@ for got, want in ((value, div.value), (g, div.grad()), (H, div.hessian())):
     assert got.dtype == jnp.float32 and np.linalg.norm(got - want.numpy()) < 1e-5*np.linalg.norm(want), (got, want)
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter('always'); reg_ot_divergence(*args, .1, tol=1e-11).block_until_ready(); jax.effects_barrier()
-assert 'marginal_error' in str(said[0].message) and 'jax_enable_x64' in str(said[0].message), said
+assert any('marginal_error' in str(w.message) and ('jax_enable_x64' in str(w.message) or jax.default_backend() == 'gpu') for w in said), [*map(str, said)]     # on a GPU it is PyTorch's side that warns
 try: package.SinkhornHessian()
 except ValueError as e: assert 'jax_enable_x64' in str(e)
 else: raise AssertionError

@@ -194,7 +194,7 @@ if __name__ == "__main__":
 def test_in_the_workers_of_a_data_loader(tmp_path):
     "Forked ones, in a process of their own: this one may have JAX in it, whose threads do not survive a fork."
     (tmp_path/"loader.py").write_text(LOADER)
-    done = subprocess.run([sys.executable, tmp_path/"loader.py"], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, tmp_path/"loader.py"], env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=120)     # beside a GPU no fork may follow a backward pass, says PyTorch
     assert done.returncode == 0, done.stderr[-2000:]
 
 def test_manners_of_a_call():
