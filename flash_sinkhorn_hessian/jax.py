@@ -92,7 +92,8 @@ def _float64(): # what a user must do to have it
 
 def _warn_cost(err, tol): # called from compiled code, with numpy arrays
     if not np.all(err <= tol):
-        warnings.warn(f"the solve stopped at marginal_error {np.max(err):.2g}, tol {np.min(tol):.2g}: raise max_iter, eps or tol, or {_float64()}", ConvergenceWarning)
+        what = f"raise max_iter, eps or tol, or {_float64()}" if np.isfinite(err).all() else "a weight or eps that is negative, no mass, or points that are not finite: traced, they cannot be refused"
+        warnings.warn(f"the solve stopped at marginal_error {np.max(err):.2g}, tol {np.min(tol):.2g}: {what}", ConvergenceWarning)
     return np.ones_like(err)
 
 def report(out, tol): # (potentials ..., Info), marginal error wanted
@@ -277,10 +278,11 @@ def _prepare(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size
     check_arrays(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size)
     road, device = jax_kernels.choose_road("xla" if backend == "auto" and batch_size is not None else backend, x)
     if batch_size is not None and road != "xla": raise ValueError(f"batch_size must be None with backend={backend!r}: it sets the tiles of backend='xla'")
-    uniform = lambda w, x: jnp.full(len(x), 1/len(x), x.dtype) if w is None else w
+    unknown, sound = lambda t: road == "xla" and isinstance(t, jax.core.Tracer), lambda ok, t: jnp.where(ok, 1., jnp.nan).astype(t.dtype)      # what cannot be refused yet makes everything NaN, derivatives too, and that is said
+    weights = lambda w, x: jnp.full(len(x), 1/len(x), x.dtype) if w is None else w*sound((w >= 0).all(), w) if unknown(w) else w
     o = Options(*check_reach(reach, reach_x, reach_y), max_iter, batch_size)
     task = None if road == "xla" else jax_kernels.Task(debias, *o[:3], road, device)
-    return o, task, (x, y, uniform(a, x), uniform(b, y), jnp.asarray(eps, x.dtype)), jnp.asarray(0. if tol is None else tol, x.dtype)
+    return o, task, (x, y, weights(a, x), weights(b, y), jnp.asarray(eps*sound(eps > 0, eps) if unknown(eps) else eps, x.dtype)), jnp.asarray(0. if tol is None else tol, x.dtype)
 
 def _elsewhere(o, task, x, y, a, b, eps, tol): # by the kernels of PyTorch
     if o.balanced: a, b = on_simplex(a), on_simplex(b)
@@ -306,7 +308,8 @@ def reg_ot_cost(
 
     Errors: `TypeError` for other kinds or dtypes; `ValueError` for wrong shapes, NaN, negative weights, totals other than 1 between hard
     marginals, `eps`, `tol`, `reach` or `max_iter` not positive, an unknown `backend`, `batch_size` beside a backend of PyTorch's. While JAX
-    traces only shapes and dtypes are known, and checked. `ConvergenceWarning`, also from compiled code, if `tol` is not reached.
+    traces only shapes and dtypes are known, and checked: totals between hard marginals are then made one, and negative weights or a negative `eps`
+    make the result NaN, with a warning (PyTorch's backends raise). `ConvergenceWarning`, also from compiled code, if `tol` is not reached.
 
     Source: envelope theorem for the first derivative, implicit function theorem for the rest (nbs/04_implicit_diff; the rules are in nbs/24_jax).
 

@@ -309,6 +309,16 @@ def test_slope_of_weights_that_do_not_sum_to_one():
     for size in (1., 2.): assert abs(jax.grad(f)(size*a) @ u - (f(size*a + 1e-5*u) - f(size*a - 1e-5*u))/2e-5) < 1e-8
 
 @needs_jax
+def test_negative_weights_and_eps_in_compiled_code():
+    "Traced, they cannot be refused: value and derivative are NaN, and a warning says why."
+    x, y, a, b = arrays(random_problem(6, 8, 3)); both = jax.jit(jax.value_and_grad(lambda a, eps: reg_ot_cost(x, y, a, b, eps), (0, 1)))
+    with warnings.catch_warnings(): warnings.simplefilter('error'); value, slope = both(a, .1)
+    assert jnp.isfinite(value) and jnp.isfinite(slope[0]).all()
+    for bad in ((a.at[0].set(-.1), .1), (a, -.1), (a.at[1].set(jnp.nan), .1)):
+        with pytest.warns(ConvergenceWarning, match='negative'): value, slope = jax.block_until_ready(both(*bad)); jax.effects_barrier()
+        assert jnp.isnan(value) and jnp.isnan(slope[0]).all() and jnp.isnan(slope[1])
+
+@needs_jax
 def test_static_arguments_say_that_they_are():
     x, y = (jnp.ones((3, 2)), jnp.zeros((4, 2)))
     for kw in (dict(reach=jnp.array(.3)), dict(max_iter=jnp.array(3))):
