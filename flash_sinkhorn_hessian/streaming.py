@@ -462,7 +462,7 @@ class StreamingGeometry(TwoSided):
         self.width = (y.shape[-2] + 15)//16*16                    # columns of a strip, padded to whole vectors
         self._parts, self._buffers = None, {}
     @cached_property
-    def size(self): return (self.x.double().square().sum(-1).max() + self.y.double().square().sum(-1).max()).item()   # a bound on the terms of an expanded square
+    def size(self): return sum(torch.linalg.vector_norm(t, dim=-1, dtype=torch.float64).max().square().item() for t in (self.x, self.y))   # a bound on the terms of an expanded square
     @cached_property
     def direct(self): return self.d <= self.DIRECT or self.size * self.scale * torch.finfo(self.dtype).eps > 1e-5
 
@@ -507,7 +507,7 @@ class StreamingGeometry(TwoSided):
             return C
         return self._costs(x) if self.kept is None else self.kept[i:j]
     def _costs(self, x):
-        y, sq = self.padded, lambda t: t.square().sum(-1)
+        y, sq = self.padded, lambda t: torch.linalg.vecdot(t, t)
         if not self.direct: return torch.baddbmm(sq(y)[..., None, :], x, y.mT, alpha=-2).add_(sq(x)[..., None]) if x.ndim == 3 else torch.addmm(sq(y), x, y.mT, alpha=-2).add_(sq(x)[:, None])
         if (lib := _library(self)) is None: return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
         if x.ndim == 3: return torch.stack([part._costs(part.x) for part in self.parts])
