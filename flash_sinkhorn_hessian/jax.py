@@ -278,11 +278,12 @@ def _prepare(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size
     check_arrays(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size)
     road, device = jax_kernels.choose_road("xla" if backend == "auto" and batch_size is not None else backend, x)
     if batch_size is not None and road != "xla": raise ValueError(f"batch_size must be None with backend={backend!r}: it sets the tiles of backend='xla'")
-    unknown, sound = lambda t: road == "xla" and isinstance(t, jax.core.Tracer), lambda ok, t: jnp.where(ok, 1., jnp.nan).astype(t.dtype)      # what cannot be refused yet makes everything NaN, derivatives too, and that is said
-    weights = lambda w, x: jnp.full(len(x), 1/len(x), x.dtype) if w is None else w*sound((w >= 0).all(), w) if unknown(w) else w
+    def sound(t, ok): # what is traced cannot be refused: unless it is ok, it and all that follows from it are NaN
+        return t*jnp.where(ok(t).all(), 1., jnp.nan).astype(t.dtype) if road == "xla" and isinstance(t, jax.core.Tracer) else t
+    weights = lambda w, x: jnp.full(len(x), 1/len(x), x.dtype) if w is None else sound(w, lambda w: w >= 0)
     o = Options(*check_reach(reach, reach_x, reach_y), max_iter, batch_size)
     task = None if road == "xla" else jax_kernels.Task(debias, *o[:3], road, device)
-    return o, task, (x, y, weights(a, x), weights(b, y), jnp.asarray(eps*sound(eps > 0, eps) if unknown(eps) else eps, x.dtype)), jnp.asarray(0. if tol is None else tol, x.dtype)
+    return o, task, (x, y, weights(a, x), weights(b, y), jnp.asarray(sound(eps, lambda e: e > 0), x.dtype)), jnp.asarray(0. if tol is None else tol, x.dtype)
 
 def _elsewhere(o, task, x, y, a, b, eps, tol): # by the kernels of PyTorch
     if o.balanced: a, b = on_simplex(a), on_simplex(b)

@@ -528,7 +528,7 @@ def schur_cg(
     s:ScaledSystem, rhs:Tensor,  # (..., m, k)
     tol:float, max_iter:int,
 ) -> tuple: # solution (..., m, k), N times it (..., n, k), SolveInfo
-    "Conjugate gradients on the device; the solver stays with the system, for the next right-hand side. None for several columns of a few unknowns where few digits are not enough."
+    "Conjugate gradients on the device; the solver stays with the system, for the next right-hand side. None where several columns of few unknowns are better off with `cg`."
     k = rhs.shape[-1]; kept = s.__dict__.setdefault("_device_cg", {}); few = k > 1 and rhs.shape[-2] <= FEW
     if few and tol < 1e-7: return None
     if k not in kept:
