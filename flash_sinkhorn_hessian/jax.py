@@ -283,7 +283,7 @@ def _prepare(x, y, a, b, eps, reach, reach_x, reach_y, tol, max_iter, batch_size
     weights = lambda w, x: jnp.full(len(x), 1/len(x), x.dtype) if w is None else sound(w, lambda w: w >= 0)
     o = Options(*check_reach(reach, reach_x, reach_y), max_iter, batch_size)
     task = None if road == "xla" else jax_kernels.Task(debias, *o[:3], road, device)
-    return o, task, (x, y, weights(a, x), weights(b, y), jnp.asarray(sound(eps, lambda e: e > 0), x.dtype)), jnp.asarray(0. if tol is None else tol, x.dtype)
+    return o, task, (x, y, weights(a, x), weights(b, y), sound(jnp.asarray(eps, x.dtype), lambda e: e > 0)), jnp.asarray(0. if tol is None else tol, x.dtype)
 
 def _elsewhere(o, task, x, y, a, b, eps, tol): # by the kernels of PyTorch
     if o.balanced: a, b = on_simplex(a), on_simplex(b)
