@@ -529,8 +529,8 @@ def schur_cg(
     tol:float, max_iter:int,
 ) -> tuple: # solution (..., m, k), N times it (..., n, k), SolveInfo
     "Conjugate gradients on the device; the solver stays with the system, for the next right-hand side. None where several columns of few unknowns are better off with `cg`."
-    k = rhs.shape[-1]; kept = s.__dict__.setdefault("_device_cg", {}); few = k > 1 and rhs.shape[-2] <= FEW
-    if few and tol < 1e-7: return None
+    m, k = rhs.shape[-2:]; kept = s.__dict__.setdefault("_device_cg", {})
+    if k > 1 and m <= FEW and tol < 1e-7: return None
     if k not in kept:
         if len(kept) > 3: kept.clear()
         kept[k] = (DeviceCG if k == 1 else BlockCG)(s, k)
@@ -538,7 +538,7 @@ def schur_cg(
     if s.p.geom.x.dtype == torch.float64: # by a power of two, so that no square underflows; smaller dtypes have no such numbers
         large = rhs.abs().amax(-2, keepdim=True); unit = torch.where((large > 0) & (large < math.inf), torch.exp2(torch.log2(large).floor()), 1.); rhs = rhs/unit
     x, U, info = kept[k](rhs.reshape(-1, *rhs.shape[-2:]), tol, max_iter); x, U = x.reshape(rhs.shape), U.reshape(*s.p.a.shape, k)
-    if few and info and not info.converged and math.isfinite(info.size): return None     # a recording knows no info: the look at its end judges it
+    if k > 1 and info and not info.converged and math.isfinite(info.size) and info.n_iter*min(k, WIDTH) >= m: return None     # its directions span all there is; a recording knows no info: the look at its end judges it
     return (x, U, info) if unit is None else (x*unit, U*unit, info)
 
 # %% ../nbs/16_krylov.ipynb #21e7ba9f
