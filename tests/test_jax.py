@@ -310,13 +310,15 @@ def test_slope_of_weights_that_do_not_sum_to_one():
 
 @needs_jax
 def test_negative_weights_and_eps_in_compiled_code():
-    "Traced, they cannot be refused: value and derivative are NaN, and a warning says why."
-    x, y, a, b = arrays(random_problem(6, 8, 3)); both = jax.jit(jax.value_and_grad(lambda a, eps: reg_ot_cost(x, y, a, b, eps), (0, 1)))
+    "Traced, they cannot be refused: by XLA value and derivative are NaN, and a warning says why. PyTorch's side raises."
+    x, y, a, b = arrays(random_problem(6, 8, 3)); cost = lambda backend: jax.jit(jax.value_and_grad(lambda a, eps: reg_ot_cost(x, y, a, b, eps, backend=backend), (0, 1)))
+    both = cost('xla'); wrong = (a.at[0].set(-.1), .1, 'a must be non-negative'), (a, -.1, 'eps must be'), (a.at[1].set(jnp.nan), .1, 'a must be finite')
     with warnings.catch_warnings(): warnings.simplefilter('error'); value, slope = both(a, .1)
     assert jnp.isfinite(value) and jnp.isfinite(slope[0]).all()
-    for bad in ((a.at[0].set(-.1), .1), (a, -.1), (a.at[1].set(jnp.nan), .1)):
+    for *bad, name in wrong:
         with pytest.warns(ConvergenceWarning, match='negative'): value, slope = jax.block_until_ready(both(*bad)); jax.effects_barrier()
         assert jnp.isnan(value) and jnp.isnan(slope[0]).all() and jnp.isnan(slope[1])
+        with pytest.raises(Exception, match=name): jax.block_until_ready(cost('dense')(*bad))
 
 @needs_jax
 def test_static_arguments_say_that_they_are():
