@@ -21,13 +21,13 @@ help: ## list the targets
 env: $(STAMP) ## make the virtual environment and install the package into it, once
 
 # PyTorch goes in first, by its exact pin, so that the dependencies of the rest cannot choose another build of it.
-# Bytecode is made after that, on all cores, where pip would take one; files that are no Python of this version stay without.
+# Bytecode is made beside pip, which takes one core, and after it on all; files that are no Python of this version stay without.
+COMPILE = $(PY) -m compileall -q -x '/(tests|pip|debugpy)/' $(VENV)/lib > /dev/null
 $(STAMP): settings.ini setup.py $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v[:2] <= (3, 13) else f"Python 3.10 to 3.13 is needed, not {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --no-compile -c $(CONSTRAINTS) $(TORCH)
-	$(PY) -m pip install -q --no-compile -c $(CONSTRAINTS) -e '.[dev]'
-	@$(PY) -m compileall -q -j 0 -x '/tests/' $(VENV)/lib > /dev/null || true
+	$(COMPILE) & $(PY) -m pip install -q --no-compile -c $(CONSTRAINTS) -e '.[dev]' || exit 1; wait; $(COMPILE) -j 0 || true
 	@touch $@
 
 demo: env ## solve two real problems and leave their pictures in output/

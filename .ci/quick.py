@@ -1,5 +1,5 @@
 """What makes tests quick where compiling and interpreting is most of their work: XLA without its costly passes, Triton's interpreter without what it computes over and over. Results stay what they are."""
-import os, subprocess, sys
+import multiprocessing, os, subprocess, sys, tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,8 +12,8 @@ def xla():
     return env
 
 def interpreter():
-    "In this process: Triton's interpreter keeps its types of tuples and its names of NumPy's types, and does not look whether small indices overflow."
-    try: import triton.language as tl, triton.runtime.interpreter as run; from triton.language import core
+    "In this process: Triton's interpreter makes each shape, each type of a tuple, each name of NumPy's types and each patch of the language once, and does not look whether small indices overflow."
+    try: import triton.language as tl, triton.runtime.interpreter as run; from triton.language import core, semantic
     except ImportError: return
     names, np_dtype, made, tuple_type = {}, run._get_np_dtype, {}, core._type_for_tuple_values
     def kept_dtype(t):
@@ -27,8 +27,45 @@ def interpreter():
     run._get_np_dtype, core._type_for_tuple_values = kept_dtype, kept_type
     object.__setattr__(run.interpreter_builder.options, 'sanitize_overflow', False)
 
+    blocks, shapes = {}, {}     # by the sizes: the shape of a type and its product; the shape of a tensor and its product, as constants
+    def block(self, element_ty, shape):
+        sizes = shape.values if isinstance(shape, core.tuple) else shape; key = tuple(s.value if type(s) is core.constexpr else s for s in sizes); hit = blocks.get(key)
+        if hit is None: first(self, element_ty, shape); blocks[key] = self.shape, self.numel
+        else: self.element_ty, (self.shape, self.numel) = element_ty, hit
+    def tensor(self, handle, type):
+        self.handle, self.type, self.dtype = handle, type, type.scalar; key = tuple(type.shape.values) if type.is_block() else (); hit = shapes.get(key)
+        if hit is None: make(self, handle, type); shapes[key] = self.shape, self.numel
+        else: self.shape, self.numel = hit
+    def broadcast(self, lhs, rhs):
+        a, b = lhs.type, rhs.type; one, two = a.is_block(), b.is_block()
+        return (lhs, rhs) if not (one or two) or one and two and a.shape is b.shape else spread(self, lhs, rhs)
+    first, make, spread = core.block_type.__init__, core.tensor.__init__, semantic.TritonSemantic.broadcast_impl_value
+    core.block_type.name = property(lambda self: f'<{self.shape}, {self.element_ty}>', lambda self, name: None)    # written when it is asked for
+    core.block_type.__init__, core.tensor.__init__, semantic.TritonSemantic.broadcast_impl_value = block, tensor, broadcast
+
+    patches, set_all = {}, run._patch_builtin
+    class Kept(list):
+        def set_attr(self, obj, name, value): self.append((obj, name, value))
+    def patch(pkg, builder, scope):
+        if id(pkg) not in patches: set_all(pkg, builder, found := Kept()); patches[id(pkg)] = found
+        for what in patches[id(pkg)]: scope.set_attr(*what)
+    run._patch_builtin = patch
+
+def _run(code, args, env, out):
+    "In the new process."
+    for fd, file in zip((1, 2), out): os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), fd)
+    os.environ.clear(); os.environ.update(env); sys.argv = ['-c', *args]; sys.path[:0] = env.get('PYTHONPATH', '').split(os.pathsep)
+    exec(compile(code, '<code>', 'exec'), {'__name__': '__main__'})
+
+def forked(code, *args, timeout=250, **env):
+    "Run Python code in a process of its own, forked from one that has imported PyTorch and nothing of this package; returns what `subprocess.run` does. `env` is added to the environment."
+    ways = multiprocessing.get_context('forkserver'); ways.set_forkserver_preload(['torch'])
+    with tempfile.TemporaryDirectory() as tmp:
+        out = [os.path.join(tmp, name) for name in ('out', 'err')]; p = ways.Process(target=_run, args=(code, args, os.environ | env, out)); p.start(); p.join(timeout)
+        if p.is_alive(): p.kill(); p.join(); raise subprocess.TimeoutExpired('forked', timeout)
+        return subprocess.CompletedProcess(args, p.exitcode, *(Path(f).read_text() if os.path.exists(f) else '' for f in out))
+
 def interpreted(code, timeout=250):
-    "Run Python code in a process of its own, on the CPU, with Triton's kernels interpreted; returns what `subprocess.run` does."
-    here = Path(__file__).resolve().parent
-    env = os.environ | {'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': '', 'PYTHONPATH': os.pathsep.join([str(here.parent), str(here.parent/'tests'), str(here), os.environ.get('PYTHONPATH', '')])}
-    return subprocess.run([sys.executable, '-c', 'import quick; quick.interpreter()\n' + code], env=env, capture_output=True, text=True, timeout=timeout)
+    "The same on the CPU, with Triton's kernels interpreted."
+    here = Path(__file__).resolve().parent; path = os.pathsep.join([str(here.parent), str(here.parent/'tests'), str(here), os.environ.get('PYTHONPATH', '')])
+    return forked('import quick; quick.interpreter()\n' + code, timeout=timeout, TRITON_INTERPRET='1', CUDA_VISIBLE_DEVICES='', PYTHONPATH=path)

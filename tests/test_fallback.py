@@ -1,7 +1,8 @@
 """No compiler, or nowhere to keep what it made: plain tiles, said once, and right."""
-import json, os, stat, subprocess, sys
+import json, stat
 
 import pytest, torch
+from quick import forked
 
 CODE = """
 import json, sys, warnings
@@ -24,7 +25,7 @@ print(json.dumps(dict(worst=max(out), seen=[[o.category.__name__, str(o.message)
 """
 
 def run(dims=(3,), dtypes=('float64',), always=False, **env):
-    done = subprocess.run([sys.executable, '-c', CODE, json.dumps(dims), json.dumps(dtypes), *['always'][:always]], text=True, capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1', **env}, timeout=120)
+    done = forked(CODE, json.dumps(dims), json.dumps(dtypes), *['always'][:always], timeout=120, **env)
     assert done.returncode == 0, done.stderr
     got = json.loads(done.stdout.splitlines()[-1])
     assert got['worst'] < 1, got

@@ -235,15 +235,15 @@ def test_without_x64():
 import sys, warnings; sys.path.insert(0, {str(ROOT)!r})
 import jax, jax.numpy as jnp, numpy as np, flash_sinkhorn_hessian as package
 from flash_sinkhorn_hessian.core import random_problem
-from flash_sinkhorn_hessian.jax import reg_ot_divergence
+from flash_sinkhorn_hessian.jax import reg_ot_cost, reg_ot_divergence
 p = random_problem(15, 17); args = [jnp.asarray(p[k].numpy()) for k in 'xyab']; div = package.divergence(**p, eps=.1)
 with warnings.catch_warnings():
     warnings.simplefilter('error')
-    value, g, H = jax.jit(lambda x: (lambda f: (f(x), jax.grad(f)(x), jax.hessian(f)(x)))(lambda x: reg_ot_divergence(x, *args[1:], .1)))(args[0])
+    (value, g), H = jax.jit(lambda x: (lambda f: (jax.value_and_grad(f)(x), jax.hessian(f)(x)))(lambda x: reg_ot_divergence(x, *args[1:], .1)))(args[0])
 for got, want in ((value, div.value), (g, div.grad()), (H, div.hessian())):
     assert got.dtype == jnp.float32 and np.linalg.norm(got - want.numpy()) < 1e-5*np.linalg.norm(want), (got, want)
 with warnings.catch_warnings(record=True) as said:
-    warnings.simplefilter('always'); reg_ot_divergence(*args, .1, tol=1e-11).block_until_ready(); jax.effects_barrier()
+    warnings.simplefilter('always'); reg_ot_cost(*args, .1, tol=1e-11).block_until_ready(); jax.effects_barrier()
 assert any('marginal_error' in str(w.message) and ('jax_enable_x64' in str(w.message) or jax.default_backend() == 'gpu') for w in said), [*map(str, said)]     # on a GPU it is PyTorch's side that warns
 try: package.SinkhornHessian()
 except ValueError as e: assert 'jax_enable_x64' in str(e)
