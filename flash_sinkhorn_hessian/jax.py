@@ -34,6 +34,7 @@ def _warn_residual(residual, tol, steps, most): # called from compiled code
 def _tell(bad, fn, *args): # call back only if something is wrong: a call costs more than a small solve
     lax.cond(bad, lambda *t: jax.debug.callback(fn, *t), lambda *_: None, *args)
 
+@full_precision
 def schur_solve(o:Options, p:Problem, s:Scaled, rhs, ridge=0., max_iter:int=1000, N=None): # right-hand side (m,); ridge a number or (m,); N as a matrix (n, m), if there is one
     "(m,) solution of `(I - N^T N + ridge) t = rhs`, the null direction projected out of both."
     fixed = project(o, s.root_y, rhs)
@@ -66,6 +67,7 @@ def direct_response(o:Options, p:Problem, K, dens_x, dens_y, w, wT): # as for `r
     df = definite_solve(complement(o, P/jnp.sqrt(c), r), r*w/al - P @ (wT/be))
     return df, wT/be - df @ P/c
 
+@full_precision
 def response(
     o:Options, p:Problem, f, g,  # potentials (n,), (m,)
     dens_x, dens_y,              # densities of their marginals
@@ -120,6 +122,7 @@ def optimal_potentials(o:Options, p:Problem, tol):
     return maximise_dual(o, p, tol, lambda out: report(out, tol))
 
 @partial(optimal_potentials.defjvp, symbolic_zeros=True)
+@full_precision
 def _potentials_rule(o, primals, tangents):
     p, tol = primals
     out = f, g, info = optimal_potentials(o, p, tol)
@@ -138,6 +141,7 @@ def grad_weights(o:Options, p:Problem, f):
     "(n,) partial derivative in the first weights at the optimum, where the density is the target"
     return conjugate(f, o.rho_x) - p.eps*(target(f, o.rho_x) - p.b.sum())
 
+@full_precision
 def grad_eps(o:Options, p:Problem, f, g):
     "Partial derivative in the regularisation"
     y2, V = (p.y*p.y).sum(-1), jnp.concatenate([jnp.ones_like(p.y[:, :1]), p.y], 1)
@@ -153,6 +157,7 @@ def by_envelope(
 ):
     "The function (o, p, tol) -> value, Info, whose derivative is the partial derivatives at the potentials."
     def value(o:Options, p:Problem, tol): info = potentials(o, p, tol)[-1]; return info.value, info
+    @full_precision
     def rule(o, primals, tangents):
         p, tol = primals
         *fg, info = potentials(o, p, tol)
@@ -176,6 +181,7 @@ def self_potential(o:Options, p:Problem, tol): # both clouds of p are the same
 
 def twin(p:Problem): return p._replace(y=p.x, b=p.a)
 
+@full_precision
 def self_response(o:Options, p:Problem, f, dens, w): # potential, density, right-hand side, all (n,)
     "(n,) how the potential of a cloud with itself moves."
     al, (K, times, _) = slack(p.eps, o.rho_x), products(o, p, f/p.eps, f/p.eps)
@@ -189,6 +195,7 @@ def self_response(o:Options, p:Problem, f, dens, w): # potential, density, right
     return (w - times(p.a*df)/dens)/al
 
 @partial(self_potential.defjvp, symbolic_zeros=True)
+@full_precision
 def _self_rule(o, primals, tangents):
     p, tol = primals
     out = f, info = self_potential(o, p, tol)
@@ -261,6 +268,7 @@ def centre_clouds(o:Options, x, y, a, b, eps):
 
 # %% ../nbs/24_jax.ipynb #1d757c51
 @partial(jax.jit, static_argnums=0)
+@full_precision
 def _transport(o, x, y, a, b, eps, tol):
     p, c = centre_clouds(o, x, y, a, b, eps)
     tol = jnp.where(tol > 0, tol, lax.stop_gradient(reachable_tol(p))).astype(x.dtype)
@@ -268,6 +276,7 @@ def _transport(o, x, y, a, b, eps, tol):
     return v + (2*c @ (p.a @ p.x - p.b @ p.y) + c @ c if o.balanced else 0.)
 
 @partial(jax.jit, static_argnums=0)
+@full_precision
 def _alone(o, x, a, eps, tol):
     p, _ = centre_clouds(o, x, x, a, a, eps)
     tol = jnp.where(tol > 0, tol, lax.stop_gradient(reachable_tol(p))).astype(x.dtype)

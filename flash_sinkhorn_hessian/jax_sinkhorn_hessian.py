@@ -66,11 +66,13 @@ def transport(x, y, a, b, eps, tol, task=None): # arrays of one dtype; a `Task` 
     return _described(*centre_clouds(Options(), x, y, a, b, eps), f, g, Info(*info), x, y, tol)
 
 @jax.jit
+@full_precision
 def _transport(x, y, a, b, eps, tol):
     p, c = centre_clouds(Options(), x, y, a, b, eps)
     return _described(p, c, *maximise_dual(Options(), p, tol), x, y, tol)
 
 @jax.jit
+@full_precision
 def _described(p, c, f, g, info, x, y, tol):
     F, G = f + 2*p.x @ c + c @ c, g - 2*p.y @ c
     half = (p.a @ F - p.b @ G)/2
@@ -147,6 +149,7 @@ def _solve_ott(self,
 
 # %% ../nbs/26_jax_sinkhorn_hessian.ipynb #442c6ab0
 @jax.jit
+@full_precision
 def closed_hessian(p:Problem, f, g, svd_thr): # centred problem, its potentials, cut of the spectrum
     "(n, d, n, d) Hessian of the entropic cost in x."
     n, d = p.x.shape
@@ -194,6 +197,7 @@ def _gradient(p, f, g): return grad_points(Options(), p, f, g)
 
 # %% ../nbs/26_jax_sinkhorn_hessian.ipynb #23fe5cf0
 @partial(jax.jit, static_argnums=(4,))
+@full_precision
 def product(p:Problem, f, g, A, max_iter:int, tau2): # centred problem, potentials; direction (n, d); steps; ridge
     "(n, d) Hessian of the entropic cost in x applied to A, in blocks."
     o = Options()
@@ -246,6 +250,7 @@ def _hess_loss_analytical(self, x, y, mu, nu, eps, thr) -> jax.Array: # as for `
     return self.compute_hessian(self.solve_ott(x, y, mu, nu, eps, thr))
 
 @jax.jit
+@full_precision
 def _implicit(p, tol): return jax.hessian(lambda x: cost(Options(), p._replace(x=x), tol)[0])(p.x)
 
 @_method
@@ -258,6 +263,7 @@ def _hess_loss_implicit(self, x, y, mu, nu, eps, thr) -> jax.Array: # as for `so
     with self._run(): return _implicit(ot.problem, jnp.asarray(thr, self.dtype))
 
 # %% ../nbs/26_jax_sinkhorn_hessian.ipynb #2cb62a67
+@full_precision
 def unrolled_cost(x, y, a, b, eps, n_iter:int): # clouds, weights, regularisation, iterations
     "Dual energy after plain Sinkhorn iterations from zero; every operation is seen by JAX."
     C = ((x[:, None] - y)**2).sum(-1)
@@ -267,6 +273,7 @@ def unrolled_cost(x, y, a, b, eps, n_iter:int): # clouds, weights, regularisatio
     (f, g), _ = lax.scan(step, (0*a, 0*b), None, n_iter)
     return a @ f + b @ g - eps*((jnp.outer(a, b)*jnp.exp((f[:, None] + g - C)/eps)).sum() - 1)
 
+@full_precision
 def count_iterations(p:Problem, tol, max_iter:int): # centred problem, marginal error wanted
     "Plain Sinkhorn iterations from zero to the marginal error; and the error reached."
     go = lambda s: (s[0].err > tol) & (s[1] < max_iter)
@@ -290,6 +297,7 @@ def _hess_loss_unroll(self, x, y, mu, nu, eps, thr, max_iter:int=2000) -> jax.Ar
     with self._run(): return _unroll(*ot.geom, ot.a, ot.b, length)
 
 @partial(jax.jit, static_argnums=5)
+@full_precision
 def _unroll(x, y, eps, a, b, length): return jax.hessian(lambda x: unrolled_cost(x, y, a, b, eps, length))(x)
 
 # %% ../nbs/26_jax_sinkhorn_hessian.ipynb #a8c6a2ed
@@ -332,6 +340,7 @@ class ImplicitDiff:
         return r/eps if self.preconditioner == "eps_log" else jnp.ones_like(r)
 
 # %% ../nbs/26_jax_sinkhorn_hessian.ipynb #6a662b6e
+@full_precision
 def implicit_solve(
     self, gr,          # pair (n,), (m,)
     problem, f=None, g=None, # a Transport; or a Problem with its potentials
