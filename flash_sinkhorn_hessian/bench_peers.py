@@ -12,7 +12,7 @@ import math
 import os
 import warnings
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -266,12 +266,17 @@ class _OTT(Peer):
     def peak(self): stats = self.jax.local_devices()[0].memory_stats(); return stats and stats.get("peak_bytes_in_use")
     def back(self, t, like): return torch.from_numpy(self.jax.device_get(t).copy()).to(like.device)
     def potentials(self, out, x, y, eps): return tuple(self.back(t, c).double() + eps*math.log(c.shape[-2]) for t, c in zip(out, (x, y)))
-    def compiled(self, fn, *args): "A program, and its arguments in place."; run, args = self.jax.jit(fn), [*map(self.put, args)]; return lambda: run(*args)
+    def exact(self, fn): # a GPU would multiply float32 in TF32
+        @wraps(fn)
+        def run(*args):
+            with self.jax.default_matmul_precision("highest"): return fn(*args)
+        return run
+    def compiled(self, fn, *args): "A program, and its arguments in place."; run, args = self.jax.jit(self.exact(fn)), [*map(self.put, args)]; return lambda: run(*args)
     def solved(self, eps, k=None, threshold=-1., **kw): # (x, y) -> its output
         if k is not None: kw |= dict(min_iterations=k, max_iterations=k, inner_iterations=k)
         if self.mode == "momentum": kw["momentum"] = importlib.import_module("ott.solvers.linear.acceleration").Momentum(start=200, value=1.5)
         solver = self.sinkhorn.Sinkhorn(lse_mode=self.mode != "scaling", threshold=threshold, **kw)
-        return lambda x, y: solver(self.linear.LinearProblem(self.pointcloud.PointCloud(x, y, epsilon=eps)))
+        return self.exact(lambda x, y: solver(self.linear.LinearProblem(self.pointcloud.PointCloud(x, y, epsilon=eps))))
 
 # %% ../nbs/28_bench_peers.ipynb #14960ef5
 class OTT(_OTT):
@@ -286,7 +291,7 @@ class OTT(_OTT):
         return lambda x: solved(x, Y).reg_ot_cost
     def hvp(self, x, y, eps, sol, v):
         product = self.jax.vmap if v.ndim == 3 else lambda l: l; X = self.put(x)
-        _, linear = self.jax.linearize(self.jax.jit(self.jax.grad(self.implicit(x, y, eps))), X); run = self.jax.jit(lambda l, v: product(l)(v))
+        _, linear = self.exact(self.jax.linearize)(self.jax.jit(self.jax.grad(self.implicit(x, y, eps))), X); run = self.jax.jit(lambda l, v: product(l)(v))
         self.how = "implicit differentiation, gradient linearised once, jit"; return lambda v: (run(linear, v), None)
     def hessian(self, x, y, eps):
         self.how = "jax.hessian, implicit, solve included"; return self.compiled(self.jax.hessian(self.implicit(x, y, eps)), x)
@@ -295,8 +300,7 @@ class OTT(_OTT):
             self.how = f"threshold {effort:.0e}, jvp of the gradient"; grad = self.jax.grad(self.implicit(x, y, eps, effort))
             return self.compiled(lambda x, v: self.jax.jvp(grad, (x,), (v,))[1], x, v)
         solved = self.solved(eps, threshold=effort, max_iterations=200000 if len(x) < 5000 else 20000)
-        def potentials(x, y): # at the precision of its arrays: on a GPU its costs would be in TF32
-            with self.jax.default_matmul_precision("highest"): o = solved(x, y); return o.f, o.g
+        def potentials(x, y): o = solved(x, y); return o.f, o.g
         self.how = f"threshold {effort:.0e}, {self.mode}"; return self.compiled(potentials, x, y)
     efforts = Ours.efforts
 
