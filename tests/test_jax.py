@@ -335,26 +335,23 @@ def test_marginals_too_light_for_single_precision():
     f = lambda x: reg_ot_cost(x, jnp.asarray(y), None, None, .05, reach=1.); h = jax.jvp(jax.grad(f), (jnp.asarray(x),), (jnp.asarray(v),))[1]
     want = package.solve(*map(torch.tensor, (x.astype(float), y.astype(float))), eps=.05, reach=1., backend='dense').hvp(torch.tensor(v.astype(float))); assert rel(h, want) < 2e-2
 
-@needs_jax
-@pytest.mark.parametrize('options', [dict(), dict(reach=.7), dict(reach_x=.7), dict(batch_size=4)], ids=str)
-@pytest.mark.parametrize('fn', ['cost', 'divergence'])
-def test_every_matrix_product_is_in_full_precision(fn, options):
-    "On a GPU JAX's default for float32 is TF32, three digits: in value, gradient and second derivatives no product is left to it."
+def in_full_precision(fn, *args):
     from flash_sinkhorn_hessian.jax_dual import products_of
-    loss = {'cost': reg_ot_cost, 'divergence': reg_ot_divergence}[fn]
-    for d in (3, 20):                                                        # costs from differences, and from a product
-        x, y, a, b = (t.astype(jnp.float32) for t in arrays(random_problem(9, 8, d)))
-        f = lambda *t: loss(*t, .1, backend='xla', **options); g = jax.grad(f, (0, 1, 2, 3))
-        for traced in (jax.make_jaxpr(f)(x, y, a, b), jax.make_jaxpr(lambda *t: jax.jvp(g, t, t))(x, y, a, b), jax.make_jaxpr(jax.grad(lambda x: g(x, y, a, b)[0].sum()))(x)):
-            found = products_of(traced.jaxpr); assert found and all(e.params['precision'] and {t.name for t in e.params['precision']} == {'HIGHEST'} for e in found), traced
+    found = products_of(jax.make_jaxpr(fn)(*args)); return found and all(e.params['precision'] and {t.name for t in e.params['precision']} == {'HIGHEST'} for e in found)
+
+@needs_jax
+@pytest.mark.parametrize('loss,options,d', [('cost', dict(), 20), ('cost', dict(reach=.7), 3), ('divergence', dict(reach_x=.7), 20), ('divergence', dict(batch_size=4), 20)], ids=str)     # costs from a product, and from differences
+def test_every_matrix_product_is_in_full_precision(loss, options, d):
+    "On a GPU JAX's default for float32 is TF32, three digits: in value, gradient and second derivatives, forward or reverse, no product is left to it."
+    loss = {'cost': reg_ot_cost, 'divergence': reg_ot_divergence}[loss]; t = [w.astype(jnp.float32) for w in arrays(random_problem(9, 8, d))]
+    both = jax.value_and_grad(lambda *t: loss(*t, .1, backend='xla', **options), (0, 1, 2, 3))
+    assert in_full_precision(lambda *t: jax.jvp(both, t, t), *t) and in_full_precision(jax.grad(lambda x: both(x, *t[1:])[1][0].sum()), t[0])
 
 @needs_jax
 def test_every_matrix_product_of_the_class_is_in_full_precision():
-    from flash_sinkhorn_hessian.jax_dual import products_of
     from flash_sinkhorn_hessian.jax_sinkhorn_hessian import closed_hessian, count_iterations, transport, _gradient, _implicit, _unroll
     for n, m in ((9, 8), (8, 9)):
-        x, y, a, b = (t.astype(jnp.float32) for t in arrays(random_problem(n, m, 20))); eps, tol = jnp.float32(.5), jnp.float32(1e-4)
-        ot = transport(x, y, a, b, eps, tol); p, (f, g) = ot.problem, ot.potentials
-        for fn in (lambda: transport(x, y, a, b, eps, tol), lambda: closed_hessian(p, f, g, 1e-6), lambda: product(p, f, g, x, 9, jnp.float32(0)), lambda: _gradient(p, f, g), lambda: _implicit(p, tol), lambda: _unroll(x, y, eps, a, b, 3),
-                   lambda: count_iterations(p, tol, 9), lambda: ot.matrix, lambda: ImplicitDiff('cg').solve((f, g), ot), lambda: ImplicitDiff('cholesky').solve((f, g), ot)):
-            found = products_of(jax.make_jaxpr(fn)().jaxpr); assert found and all(e.params['precision'] and {t.name for t in e.params['precision']} == {'HIGHEST'} for e in found), found
+        t = [*(w.astype(jnp.float32) for w in arrays(random_problem(n, m, 20))), jnp.float32(.5), jnp.float32(1e-4)]
+        ot = transport(*t); p, (f, g) = ot.problem, ot.potentials
+        assert in_full_precision(lambda: closed_hessian(p, f, g, 1e-6)) and in_full_precision(lambda: product(p, f, g, t[0], 9, jnp.float32(0)))
+    for fn in (lambda: transport(*t), lambda: _gradient(p, f, g), lambda: _implicit(p, t[5]), lambda: _unroll(*t[:2], t[4], *t[2:4], 3), lambda: count_iterations(p, t[5], 9), lambda: ot.matrix, lambda: ImplicitDiff('cg').solve((f, g), ot), lambda: ImplicitDiff('cholesky').solve((f, g), ot)): assert in_full_precision(fn)
