@@ -43,13 +43,16 @@ class Options(NamedTuple):
     def balanced(self): return math.isinf(self.rho_x) and math.isinf(self.rho_y)
 
 # %% ../nbs/23_jax_dual.ipynb #85ec198d
-def full_precision(fn):
-    "fn, with the matrix products that it traces in all digits of their dtype, whatever JAX's default is."
+def full_precision(
+    fn, # function that JAX traces
+): # the same function
+    "Matrix products that fn traces keep all digits of their dtype, whatever JAX's default is."
     @wraps(fn)
     def run(*args, **kwargs):
         with jax.default_matmul_precision("highest"): return fn(*args, **kwargs)
     return run
 
+# %% ../nbs/23_jax_dual.ipynb #fp5c2a10
 def products_of(
     jaxpr, # as `jax.make_jaxpr` gives
 ) -> list: # of equations

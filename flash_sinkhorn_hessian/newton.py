@@ -129,13 +129,13 @@ def pace(
     p:Problem, # a problem
 ) -> tuple:    # two numbers of iterations
     "How many are asked for between two looks at the errors, at most, and how many a Newton step is worth."
-    own = p.geom.x.device.type != "cpu" or p.balanced and not p.symmetric
+    own = p.geom.x.device.type != "cpu" or p.balanced or p.symmetric
     return (getattr(p.geom, "unseen", 4), getattr(p.geom, "patience", 8)) if own else (4, 8)
 
 def _sinkhorn_phase(p, f, g, tol, max_iter, info, watch, patience=8, unit=None):
     "Alternate until tol, or until the observed rate promises more than `patience` further iterations."
     errs, ask, most = [], 4, pace(p)[0]
-    many = getattr(p.geom, "iterate", None) if most > 4 or p.balanced and not p.symmetric else None
+    many = getattr(p.geom, "iterate", None) if most > 4 or p.balanced or p.symmetric else None
     def several(f, g, k): # in calls of two lengths, so that there is little to record
         parts = []
         while k > 0: f, g, e = many(p, f, g, s := 16 if k >= 16 else min(k, 4)); k -= s; parts.append(e)

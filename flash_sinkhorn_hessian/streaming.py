@@ -360,7 +360,7 @@ int iterate(const T *x, const T *y, const double *a, const double *b, double *f,
 
 # %% ../nbs/08_streaming.ipynb #ae2a2599
 KERNEL_SOURCE += r"""
-static int descent(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *f0, double *g0, const double *levels, double rho_x, double rho_y, long n, long m, long steps, int own, int last, int begun, int threads) {
+static int descent(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *f0, double *g0, const double *levels, double *err, long apart, double rho_x, double rho_y, long n, long m, long steps, int own, int last, int begun, int threads) {
   long width = (m + 15)/16*16; if (n*width < 30000) threads = 1;
   T *t = malloc(sizeof(T)*(D*n + D*width + n + 2*width + 5*threads*width)); double *h = malloc(sizeof(double)*(2*n + (1 + threads)*width));
   T *xs = t, *ys = xs + D*n, *u = ys + D*width, *v = u + n, *w = v + width, *p = w + width, *col = p + 4*threads*width; double *low = h, *rows = low + n, *vlow = rows + n, *sum = vlow + width;
@@ -371,6 +371,10 @@ static int descent(const T *x, const T *y, const double *a, const double *b, dou
     for (long j = 0; j < m; j++) g0[j] = g[j];
     load(f, bits, n, n, u, low); load(g, bits, m, width, v, vlow); for (long j = 0; j < width; j++) w[j] = j < m ? (T)(b[j]*vlow[j]) : 0;
     state z = {D ? xs : x, ys, u, v, w, 0, a, low, bits, n, width, 1, rows}; shared_pass(&z, p, col, sum, !own, threads);
+    if (err && it >= 0 && it < steps) { /* both marginals of a cloud with itself */
+      double e = 0; for (long i = 0; i < n; i++) if (a[i] > 0) e += 2*a[i]*fabs(exp(-f[i]/rho_x) - exp(ln2*(rows[i] + (f[i]*bits - u[i]))));
+      err[it*apart] = e;
+    }
     for (long i = 0; i < n; i++) f[i] -= mx*(f[i]/rho_x + ln2*(rows[i] + (f[i]*bits - u[i])));
     if (own) { for (long j = 0; j < m; j++) g[j] = f[j]; continue; }
     int far = 0; for (long i = 0; i < n; i++) far |= u[i] != (T)(f0[i]*bits);
@@ -382,12 +386,12 @@ static int descent(const T *x, const T *y, const double *a, const double *b, dou
   free(t); free(h); return all - all == 0;
 }
 
-/* Symmetric steps down a schedule for each problem of a batch, from zero potentials or (begun) from f, g: those at the end, and f0, g0 before the last step; returns whether all is finite. */
-int anneal(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *f0, double *g0, const double *levels, double rho_x, double rho_y, long batch, long n, long m, long steps, int own, int last, int begun, int threads) {
+/* Symmetric steps down a schedule for each problem of a batch, from zero potentials or (begun) from f, g: those at the end, and f0, g0 before the last step; of a cloud with itself (own) err (steps, batch) before each step, if it is wanted; returns whether all is finite. */
+int anneal(const T *x, const T *y, const double *a, const double *b, double *f, double *g, double *f0, double *g0, const double *levels, double *err, double rho_x, double rho_y, long batch, long n, long m, long steps, int own, int last, int begun, int threads) {
   long row = D ? n*D : n*((m + 15)/16*16); int good = 1;
-  if (batch == 1) return descent(x, y, a, b, f, g, f0, g0, levels, rho_x, rho_y, n, m, steps, own, last, begun, threads);
+  if (batch == 1) return descent(x, y, a, b, f, g, f0, g0, levels, err, 1, rho_x, rho_y, n, m, steps, own, last, begun, threads);
   #pragma omp parallel for schedule(dynamic) num_threads(threads) reduction(&:good)
-  for (long q = 0; q < batch; q++) good &= descent(x + q*row, y + q*m*D, a + q*n, b + q*m, f + q*n, g + q*m, f0 + q*n, g0 + q*m, levels, rho_x, rho_y, n, m, steps, own, last, begun, 1);
+  for (long q = 0; q < batch; q++) good &= descent(x + q*row, y + q*m*D, a + q*n, b + q*m, f + q*n, g + q*m, f0 + q*n, g0 + q*m, levels, err ? err + q : 0, batch, rho_x, rho_y, n, m, steps, own, last, begun, 1);
   return good;
 }
 """
@@ -420,7 +424,7 @@ def compiled_kernel(
 
 def _typed(lib): # the loops are called often, for microseconds of work
     lib.iterate.argtypes = [ctypes.c_void_p]*7 + [ctypes.c_double] + [ctypes.c_long]*5 + [ctypes.c_int]
-    lib.anneal.argtypes = [ctypes.c_void_p]*9 + [ctypes.c_double]*2 + [ctypes.c_long]*4 + [ctypes.c_int]*4; return lib
+    lib.anneal.argtypes = [ctypes.c_void_p]*10 + [ctypes.c_double]*2 + [ctypes.c_long]*4 + [ctypes.c_int]*4; return lib
 
 @lru_cache(None)
 def _compile(d, dtype): # library, or None and why
@@ -673,15 +677,16 @@ StreamingGeometry.alternate = _alternate
 
 # %% ../nbs/08_streaming.ipynb #2b2ea3ef
 def _iterate(self, p, f, g, k):
-    "`k` alternating iterations: f, g and the marginal errors (k, ...) of the pairs they started from."
-    if (lib := _library(self)) is not None and p.balanced and (self.d <= self.INLINE or self.kept is not None):
+    "`k` alternating iterations, of a cloud with itself symmetric ones: f, g and the marginal errors (k, ...) of the pairs they started from."
+    if p.symmetric and (out := self.walk(p, [self.eps]*k, (f, g), errors=(err := torch.empty(k, *p.a.shape[:-1], dtype=torch.float64)))) is not None: return out[0], out[0], err
+    if not p.symmetric and (lib := _library(self)) is not None and p.balanced and (self.d <= self.INLINE or self.kept is not None):
         x, y = (self.x.contiguous(), self.y.contiguous()) if self.d <= self.INLINE else (self.kept, None)
         a, b, f1, g1 = p.a.contiguous(), p.b.contiguous(), f.clone(memory_format=torch.contiguous_format), g.clone(memory_format=torch.contiguous_format)
         n, m = a.shape[-1], b.shape[-1]; err = torch.empty(k, *a.shape[:-1], dtype=torch.float64)
         if lib.iterate(x.data_ptr(), y.data_ptr() if y is not None else None, a.data_ptr(), b.data_ptr(), f1.data_ptr(), g1.data_ptr(), err.data_ptr(),
                        self.eps, a.numel()//n, n, m, k, self.ROOM, torch.get_num_threads()): return f1, g1, err
     errs = []
-    for _ in range(k): f, g, e = alternate(p, f, g); errs.append(e)
+    for _ in range(k): f, g, e = (self_step if p.symmetric else alternate)(p, f, g); errs.append(e)
     return f, g, torch.stack(errs)
 StreamingGeometry.iterate = _iterate
 
@@ -695,13 +700,13 @@ StreamingGeometry.patience = property(lambda self: 8 + int(.003/self.seconds), d
 StreamingGeometry.unseen = property(lambda self: 16 if self.seconds < 5e-5 else 4, doc="iterations between two looks at the errors, at most")
 
 # %% ../nbs/08_streaming.ipynb #35fb55bd
-def _walk(self, p, levels, start=None, last=False):
-    "Symmetric steps, one at each of the regularisations `levels`, from a full update of zero potentials or from `start`, and a full update at the end (if `last`): potentials after the last step and before it, two each; None where there is no such loop."
+def _walk(self, p, levels, start=None, last=False, errors=None):
+    "Symmetric steps, one at each of the regularisations `levels`, from a full update of zero potentials or from `start`, and a full update at the end (if `last`): potentials after the last step and before it, two each; None where there is no such loop. `errors` (steps, ...) receives those of a cloud with itself before each step."
     geom = self.at(levels[-1])
     if (lib := _library(geom)) is None or not (geom.d <= geom.INLINE or geom.kept is not None): return None
     x, y = (geom.x.contiguous(), geom.y.contiguous()) if geom.d <= geom.INLINE else (geom.kept, None)
     a, b = p.a.contiguous(), p.b.contiguous(); n, m = a.shape[-1], b.shape[-1]; out = [torch.empty_like(t) for t in (a, b)] if start is None else [t.clone(memory_format=torch.contiguous_format) for t in start]; out += [torch.empty_like(t) for t in (a, b)]
-    table = torch.tensor(levels, dtype=torch.float64); ptr = [None if t is None else t.data_ptr() for t in (x, y, a, b, *out, table)]
+    table = torch.tensor(levels, dtype=torch.float64); ptr = [None if t is None else t.data_ptr() for t in (x, y, a, b, *out, table, errors)]
     if not lib.anneal(*ptr, p.rho_x, p.rho_y, a.numel()//n, n, m, len(levels), p.symmetric, last, start is not None, torch.get_num_threads()): return None
     return out
 StreamingGeometry.walk = _walk
