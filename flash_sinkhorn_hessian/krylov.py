@@ -528,7 +528,7 @@ def schur_cg(
     s:ScaledSystem, rhs:Tensor,  # (..., m, k)
     tol:float, max_iter:int,
 ) -> tuple: # solution (..., m, k), N times it (..., n, k), SolveInfo
-    "Conjugate gradients on the device; the solver stays with the system, for the next right-hand side. None where several columns of few unknowns are better off with `cg`."
+    "Conjugate gradients on the device; the solver stays with the system, for the next right-hand side. None where several columns are better off with `cg`: of few unknowns, or a block that has not arrived."
     m, k = rhs.shape[-2:]; kept = s.__dict__.setdefault("_device_cg", {})
     if k > 1 and m <= FEW and tol < 1e-7: return None
     if k not in kept:

@@ -678,11 +678,13 @@ StreamingGeometry.alternate = _alternate
 # %% ../nbs/08_streaming.ipynb #2b2ea3ef
 def _iterate(self, p, f, g, k):
     "`k` alternating iterations, of a cloud with itself symmetric ones: f, g and the marginal errors (k, ...) of the pairs they started from."
-    if p.symmetric and (out := self.walk(p, [self.eps]*k, (f, g), errors=(err := torch.empty(k, *p.a.shape[:-1], dtype=torch.float64)))) is not None: return out[0], out[0], err
-    if not p.symmetric and (lib := _library(self)) is not None and p.balanced and (self.d <= self.INLINE or self.kept is not None):
+    err = torch.empty(k, *p.a.shape[:-1], dtype=torch.float64)
+    if p.symmetric:
+        if (out := self.walk(p, [self.eps]*k, (f, g), errors=err)) is not None: return out[0], out[0], err
+    elif (lib := _library(self)) is not None and p.balanced and (self.d <= self.INLINE or self.kept is not None):
         x, y = (self.x.contiguous(), self.y.contiguous()) if self.d <= self.INLINE else (self.kept, None)
         a, b, f1, g1 = p.a.contiguous(), p.b.contiguous(), f.clone(memory_format=torch.contiguous_format), g.clone(memory_format=torch.contiguous_format)
-        n, m = a.shape[-1], b.shape[-1]; err = torch.empty(k, *a.shape[:-1], dtype=torch.float64)
+        n, m = a.shape[-1], b.shape[-1]
         if lib.iterate(x.data_ptr(), y.data_ptr() if y is not None else None, a.data_ptr(), b.data_ptr(), f1.data_ptr(), g1.data_ptr(), err.data_ptr(),
                        self.eps, a.numel()//n, n, m, k, self.ROOM, torch.get_num_threads()): return f1, g1, err
     errs = []
